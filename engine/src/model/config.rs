@@ -1,0 +1,189 @@
+//! The hyperparameters of a Llama-architecture decoder.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::error::{Result, model_damaged, model_unsupported};
+
+/// What the forward pass needs to know, from `config.json` or GGUF metadata.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LlamaConfig {
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub blocks: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub rms_norm_eps: f64,
+    pub rope_theta: f64,
+    pub rope_scaling: Option<RopeScaling>,
+    /// Context length in tokens that the model was trained for.
+    pub context: usize,
+}
+
+impl LlamaConfig {
+    /// Width of a token's V vector: all key-value heads of a block side by side.
+    pub fn kv_dim(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Refuses sizes that no tensor could have, so that later arithmetic cannot divide by zero or
+    /// overflow.
+    pub fn check(self, path: &Path) -> Result<Self> {
+        let sizes = [
+            self.vocab_size,
+            self.hidden_size,
+            self.intermediate_size,
+            self.blocks,
+            self.heads,
+            self.kv_heads,
+            self.head_dim,
+            self.context,
+        ];
+        let plausible = sizes.iter().all(|&size| (1..=1 << 24).contains(&size))
+            && self.heads.is_multiple_of(self.kv_heads)
+            && self.head_dim.is_multiple_of(2);
+        if plausible {
+            Ok(self)
+        } else {
+            Err(model_damaged(
+                path,
+                format_args!("its configuration is not plausible: {self:?}"),
+            ))
+        }
+    }
+}
+
+/// How rotary frequencies are stretched beyond the context of pre-training.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// Llama 3.1: transformers `modeling_rope_utils.py`, `_compute_llama3_parameters`.
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_context: f64,
+    },
+    /// Every frequency divided by one factor.
+    Linear { factor: f64 },
+    /// One divisor per frequency: GGUF's tensor `rope_freqs.weight`, `[head_dim / 2]`.
+    Divisors(Vec<f32>),
+}
+
+#[derive(Deserialize)]
+struct HfConfig {
+    model_type: String,
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    rms_norm_eps: f64,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<HfRope>,
+    /// transformers 5 writes theta and scaling here.
+    rope_parameters: Option<HfRope>,
+    max_position_embeddings: usize,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    hidden_act: Option<String>,
+    sliding_window: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct HfRope {
+    #[serde(alias = "type")]
+    rope_type: Option<String>,
+    rope_theta: Option<f64>,
+    factor: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    original_max_position_embeddings: Option<f64>,
+}
+
+/// Reads the text of a checkpoint's `config.json`; `path` is named in errors.
+///
+/// # Errors
+/// `ModelDamaged` if it is not such JSON, `ModelUnsupported` if the architecture is not Llama's.
+pub fn from_hf_json(text: &str, path: &Path) -> Result<LlamaConfig> {
+    let architecture: serde_json::Value =
+        serde_json::from_str(text).map_err(|e| model_damaged(path, e))?;
+    let model_type = architecture["model_type"].as_str().unwrap_or("(none)");
+    if !["llama", "mistral"].contains(&model_type) {
+        return Err(unsupported_architecture(path, model_type));
+    }
+    let hf: HfConfig = serde_json::from_str(text).map_err(|e| model_damaged(path, e))?;
+    if hf.attention_bias || hf.mlp_bias || hf.hidden_act.as_deref().is_some_and(|a| a != "silu") {
+        return Err(unsupported_architecture(
+            path,
+            &format!(
+                "{} with biases or another activation than silu",
+                hf.model_type
+            ),
+        ));
+    }
+    let head_dim = match hf.head_dim {
+        Some(dim) => dim,
+        None if hf.num_attention_heads > 0 => hf.hidden_size / hf.num_attention_heads,
+        None => 0,
+    };
+    let rope = hf.rope_parameters.or(hf.rope_scaling);
+    let theta = hf
+        .rope_theta
+        .or(rope.as_ref().and_then(|rope| rope.rope_theta))
+        .unwrap_or(10_000.0);
+    LlamaConfig {
+        vocab_size: hf.vocab_size,
+        hidden_size: hf.hidden_size,
+        intermediate_size: hf.intermediate_size,
+        blocks: hf.num_hidden_layers,
+        heads: hf.num_attention_heads,
+        kv_heads: hf.num_key_value_heads.unwrap_or(hf.num_attention_heads),
+        head_dim,
+        rms_norm_eps: hf.rms_norm_eps,
+        rope_theta: theta,
+        rope_scaling: rope.map_or(Ok(None), |rope| hf_rope_scaling(&rope, path))?,
+        // A window within the sliding window attends exactly as with full attention.
+        context: hf
+            .max_position_embeddings
+            .min(hf.sliding_window.unwrap_or(usize::MAX)),
+    }
+    .check(path)
+}
+
+fn hf_rope_scaling(rope: &HfRope, path: &Path) -> Result<Option<RopeScaling>> {
+    let missing = || model_damaged(path, "its rope scaling lacks a parameter");
+    match rope.rope_type.as_deref().unwrap_or("default") {
+        "default" => Ok(None),
+        "linear" => Ok(Some(RopeScaling::Linear {
+            factor: rope.factor.ok_or_else(missing)?,
+        })),
+        "llama3" => Ok(Some(RopeScaling::Llama3 {
+            factor: rope.factor.ok_or_else(missing)?,
+            low_freq_factor: rope.low_freq_factor.ok_or_else(missing)?,
+            high_freq_factor: rope.high_freq_factor.ok_or_else(missing)?,
+            original_context: rope.original_max_position_embeddings.ok_or_else(missing)?,
+        })),
+        other => Err(model_unsupported(
+            path,
+            format_args!("rope scaling \"{other}\""),
+            "Rope scaling may be default, linear or llama3.",
+        )),
+    }
+}
+
+/// The error for a model of another architecture.
+pub fn unsupported_architecture(path: &Path, architecture: &str) -> crate::error::EngineError {
+    model_unsupported(
+        path,
+        format_args!("architecture \"{architecture}\""),
+        "Use a checkpoint of the Llama architecture: Llama 3.x, SmolLM2 or Mistral.",
+    )
+}

@@ -1,0 +1,103 @@
+//! The frozen base model: reading checkpoints and running the forward pass.
+
+pub mod config;
+pub mod gguf;
+pub mod identity;
+pub mod llama;
+pub mod rope;
+pub mod safetensors;
+pub mod weights;
+
+use std::path::Path;
+
+use candle_core::Device;
+
+use crate::{
+    error::{EngineError, ErrorKind, Result, model_file},
+    tokenizer::TextTokenizer,
+};
+use gguf::Gguf;
+use llama::Llama;
+use safetensors::Safetensors;
+use weights::Weights;
+
+/// Longest sequence of tokens that goes through the model in one piece, first token included.
+/// Longer texts are cut into overlapping windows of this size: the meaning of a mention rarely
+/// depends on what is further away, and attention stays a small part of the cost.
+pub const MAX_WINDOW: usize = 512;
+
+/// An opened checkpoint: nothing large has been read yet.
+pub struct Checkpoint {
+    weights: Weights,
+    tokenizer: TextTokenizer,
+    /// Hash of what identifies the base model ([`identity`]).
+    hash: String,
+}
+
+/// A loaded base model.
+pub struct BaseModel {
+    pub llama: Llama,
+    pub tokenizer: TextTokenizer,
+    pub hash: String,
+}
+
+impl Checkpoint {
+    /// Opens a GGUF file or a Hugging Face folder.
+    ///
+    /// # Errors
+    /// `ModelNotFound`, `ModelDamaged`, `ModelUnsupported`.
+    pub fn open(path: &Path, device: &Device) -> Result<Self> {
+        let meta = std::fs::metadata(path).map_err(|e| model_file(path, &e))?;
+        let (weights, tokenizer) = if meta.is_dir() {
+            open_folder(path, device)?
+        } else {
+            let gguf = Gguf::open(path)?;
+            let tokenizer = TextTokenizer::from_gguf(&gguf)?;
+            (Weights::from_gguf(gguf, device.clone()), tokenizer)
+        };
+        let hash = identity::hash(&weights, &tokenizer)?;
+        Ok(Self {
+            weights,
+            tokenizer,
+            hash,
+        })
+    }
+
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    pub fn blocks(&self) -> usize {
+        self.weights.config().blocks
+    }
+
+    /// Reads the weights up to the V projection of the 0-based block `last`.
+    pub fn load(self, last: usize) -> Result<BaseModel> {
+        let context = MAX_WINDOW.min(self.weights.config().context);
+        Ok(BaseModel {
+            llama: Llama::load(&self.weights, last, context)?,
+            tokenizer: self.tokenizer,
+            hash: self.hash,
+        })
+    }
+}
+
+fn open_folder(folder: &Path, device: &Device) -> Result<(Weights, TextTokenizer)> {
+    let path = folder.join("config.json");
+    if !path.exists() {
+        return Err(EngineError::new(
+            ErrorKind::ModelNotFound,
+            format!("model folder \"{}\" has no config.json", folder.display()),
+        )
+        .hint(
+            "Set ner_retriever.model to the folder of a Hugging Face checkpoint (config.json, \
+             tokenizer.json, safetensors) or to one GGUF file.",
+        ));
+    }
+    let text = std::fs::read_to_string(&path).map_err(|e| model_file(&path, &e))?;
+    let config = config::from_hf_json(&text, &path)?;
+    let tokenizer = TextTokenizer::from_folder(folder, config.vocab_size)?;
+    let tensors = Safetensors::open(folder)?;
+    let weights = Weights::from_safetensors(folder, config, tensors, device.clone());
+    Ok((weights, tokenizer))
+}

