@@ -24,8 +24,7 @@ say() { printf '%s\n' "$*" >&2; }
 die() {
   say "error: $1"
   shift
-  local line
-  for line in "$@"; do say "       $line"; done
+  if [ $# -gt 0 ]; then printf '%s\n' "$@" | sed 's/^/       /' >&2; fi
   exit 1
 }
 

@@ -71,13 +71,12 @@ create_server_user() {
     die "could not create the system user $SERVER_USER"
 }
 
-# Sets PG_CONFIG_PATH, BIN, MAJOR, PACKAGE_LIBRARIES and SHARE of the server that instances run.
+# Sets PG_CONFIG_PATH, BIN, MAJOR and SHARE of the server that instances run.
 find_server() {
   PG_CONFIG_PATH=$(pg_config_path)
   [ -x "$PG_CONFIG_PATH" ] || die "PostgreSQL is not there yet" "Run 'make start' (or scripts/setup.sh)."
   BIN=$("$PG_CONFIG_PATH" --bindir)
   MAJOR=$(pg_major "$PG_CONFIG_PATH")
-  PACKAGE_LIBRARIES=$("$PG_CONFIG_PATH" --pkglibdir)
   SHARE=$("$PG_CONFIG_PATH" --sharedir)
   [ -x "$BIN/postgres" ] || die "there is no server in $BIN" \
     "PG_CONFIG names a PostgreSQL without its server: install the server package too."
@@ -96,10 +95,10 @@ socket_folder() {
 
 # A folder of the server's user that nobody else can read; refuses one that another user prepared.
 own_folder() {
-  if ! mkdir -m 700 "$1" 2>/dev/null; then
-    [ -d "$1" ] && [ ! -L "$1" ] || die "cannot create the folder $1"
-  elif is_root; then
-    chown "$SERVER_USER:" "$1"
+  if mkdir -m 700 "$1" 2>/dev/null; then
+    if is_root; then chown "$SERVER_USER:" "$1"; fi
+  elif [ ! -d "$1" ] || [ -L "$1" ]; then
+    die "cannot create the folder $1"
   fi
   local owner
   owner=$(stat -c %U "$1")
@@ -205,13 +204,16 @@ sql() { "$BIN/psql" -X -A -t -q -v ON_ERROR_STOP=1 -h "$(socket_folder)" -p "$PO
 
 has_extension() { [ "$(sql "$DATABASE" "select count(*) from pg_extension where extname = '$1'")" = 1 ]; }
 
-create_database() {
-  [ "$(sql postgres "select count(*) from pg_database where datname = '$DATABASE'")" = 1 ] ||
-    sql postgres "create database $DATABASE"
+check_installed() {
   [ -f "$SHARE/extension/vector.control" ] || die "pgvector is not installed in this server ($SHARE/extension)" \
     "Install pgvector $PGVECTOR_MINIMUM or newer, for example the package postgresql-$MAJOR-pgvector."
   [ -f "$SHARE/extension/ner_retriever.control" ] || die "ner_retriever is not installed in this server yet" \
     "Run 'make start', or 'make install' first."
+}
+
+create_database() {
+  [ "$(sql postgres "select count(*) from pg_database where datname = '$DATABASE'")" = 1 ] ||
+    sql postgres "create database $DATABASE"
   has_extension vector || sql "$DATABASE" "create extension vector"
   create_extension
 }
@@ -234,9 +236,20 @@ create_extension() {
 
 # --- commands --------------------------------------------------------------------------------------
 
+# Waits until a server that is just starting or just dying (kill -9 of its postmaster) is one or the other.
+settle() {
+  local deadline=$((SECONDS + START_TIMEOUT))
+  while is_running && ! "$BIN/pg_isready" -q -h "$(socket_folder)" -p "$PORT"; do
+    [ "$SECONDS" -lt "$deadline" ] || die "process $(postmaster_pid) of instance '$NAME' does not answer"
+    sleep 0.1
+  done
+}
+
 start() {
+  check_installed
   create_server_user
   create_instance
+  settle
   if is_running; then
     local reason
     reason=$(restart_reason)
@@ -292,10 +305,23 @@ remove() {
 parse_arguments "$@"
 find_server
 case $COMMAND in
-  start) take_lock "instance-$NAME" && start ;;
-  restart) take_lock "instance-$NAME" && stop && start ;;
-  stop) take_lock "instance-$NAME" && stop ;;
-  remove) take_lock "instance-$NAME" && remove ;;
+  start)
+    take_lock "instance-$NAME"
+    start
+    ;;
+  restart)
+    take_lock "instance-$NAME"
+    stop
+    start
+    ;;
+  stop)
+    take_lock "instance-$NAME"
+    stop
+    ;;
+  remove)
+    take_lock "instance-$NAME"
+    remove
+    ;;
   status) status ;;
   pid) if is_running; then postmaster_pid; else status; fi ;;
   env) connection ;;

@@ -168,6 +168,10 @@ for component in $COMPONENTS; do
   esac
 done
 
+case ${MODEL:-} in
+  '' | none) ;;
+  *) die "MODEL is '$MODEL': only MODEL=none is known" "The setting ner_retriever.model of the server names a model of your own." ;;
+esac
 check_platform
 if wanted tools; then check_rust; fi
 install_packages

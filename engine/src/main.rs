@@ -1,1 +1,210 @@
-fn main() {}
+//! The engine's command line.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use candle_core::Device;
+use clap::{Args, Parser, Subcommand};
+use ner_retriever_engine::{
+    corpus, device,
+    embedder::Embedder,
+    error::{EngineError, ErrorKind},
+    eval::{self, report::Spans},
+    model::Checkpoint,
+    server::{self, ServeOptions},
+    sweep,
+    train::{self, TrainOptions},
+};
+
+/// Finds and embeds entity mentions for the PostgreSQL extension ner_retriever.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve requests on an inherited listening socket (the extension's supervisor starts this)
+    Serve(Serve),
+    /// Train a head: mention probe and projection
+    Train(Box<TrainOptions>),
+    /// Score a head on a corpus with gold spans
+    Eval(Eval),
+    /// Score the untrained V vectors of every block on a corpus with gold spans
+    Sweep(Sweep),
+}
+
+#[derive(Args)]
+struct Serve {
+    /// Descriptor of the listening socket
+    #[arg(long)]
+    listen_fd: i32,
+    /// GGUF file or Hugging Face folder
+    #[arg(long)]
+    model: PathBuf,
+    /// Folder of the head
+    #[arg(long)]
+    head: PathBuf,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    #[arg(long, default_value = "auto")]
+    dtype: String,
+    #[arg(long, default_value = "probe")]
+    detector: String,
+    /// Exit after this time without a request, ms; 0 = never
+    #[arg(long, default_value_t = 600_000)]
+    idle_timeout_ms: u64,
+    /// Tokens of a batch
+    #[arg(long, default_value_t = 2048)]
+    batch_tokens: usize,
+    /// Threads of the forward pass; 0 = as many as this process may use
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Largest text, bytes
+    #[arg(long, default_value_t = 256 * 1024)]
+    max_text_bytes: usize,
+    /// Most requests that wait
+    #[arg(long, default_value_t = 1024)]
+    max_queue: usize,
+}
+
+#[derive(Args)]
+struct Eval {
+    #[arg(long)]
+    model: PathBuf,
+    #[arg(long)]
+    head: PathBuf,
+    /// JSON lines, plain or gzip
+    #[arg(long)]
+    corpus: PathBuf,
+    /// JSON object from corpus type to query name, null = indexed but not queried
+    #[arg(long)]
+    types: PathBuf,
+    #[arg(long, value_enum)]
+    spans: Spans,
+    /// Score a random subset of this many texts
+    #[arg(long)]
+    limit: Option<usize>,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Sweep {
+    #[arg(long)]
+    model: PathBuf,
+    #[arg(long)]
+    corpus: PathBuf,
+    #[arg(long)]
+    types: PathBuf,
+    #[arg(long, default_value_t = 1500)]
+    limit: usize,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(options) => serve(options),
+        Command::Train(options) => train(&options),
+        Command::Eval(options) => eval(&options),
+        Command::Sweep(options) => sweep(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ner-retriever-engine: {error}");
+            if let Some(hint) = error.hint {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(options: Serve) -> Result<(), EngineError> {
+    let failed = |e: server::ServeError| EngineError::new(ErrorKind::Internal, e.to_string());
+    server::prepare_process().map_err(failed)?;
+    let listener = server::inherited_listener(options.listen_fd).map_err(failed)?;
+    let threads = match options.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|e| EngineError::new(ErrorKind::Internal, e.to_string()))?;
+    let serve_options = ServeOptions {
+        idle_timeout: (options.idle_timeout_ms > 0)
+            .then(|| Duration::from_millis(options.idle_timeout_ms)),
+        batch_tokens: options.batch_tokens,
+        max_text_bytes: options.max_text_bytes,
+        max_queue: options.max_queue,
+    };
+    let load = move || {
+        device::check_dtype(&options.dtype)?;
+        device::check_detector(&options.detector)?;
+        Embedder::load(
+            &options.model,
+            &options.head,
+            device::select(&options.device)?,
+        )
+    };
+    server::serve(listener, serve_options, load).map_err(failed)
+}
+
+fn train(options: &TrainOptions) -> Result<(), EngineError> {
+    let arguments: Vec<String> = std::env::args().skip(1).map(without_folder).collect();
+    train::train(options, &arguments.join(" "))
+}
+
+/// An argument as the provenance quotes it: of a path only its last part, which means something on
+/// another machine too.
+fn without_folder(argument: String) -> String {
+    let name = Path::new(&argument)
+        .file_name()
+        .and_then(|name| name.to_str());
+    match name {
+        Some(name) if argument.contains('/') => name.to_owned(),
+        _ => argument,
+    }
+}
+
+fn eval(options: &Eval) -> Result<(), EngineError> {
+    let documents = corpus::read(&options.corpus)?;
+    let documents = corpus::sample(documents, options.limit, options.seed);
+    let names = corpus::read_type_names(&options.types, &options.corpus)?;
+    let embedder = Embedder::load(&options.model, &options.head, Device::Cpu)?;
+    let report = eval::evaluate(&embedder, &documents, &names, options.spans)?;
+    if options.json {
+        let json = serde_json::to_string(&report)
+            .map_err(|e| EngineError::new(ErrorKind::Internal, e.to_string()))?;
+        println!("{json}");
+    } else {
+        println!("{report}");
+    }
+    Ok(())
+}
+
+fn sweep(options: &Sweep) -> Result<(), EngineError> {
+    let documents = corpus::read(&options.corpus)?;
+    let documents = corpus::sample(documents, Some(options.limit), options.seed);
+    let names = corpus::read_type_names(&options.types, &options.corpus)?;
+    let checkpoint = Checkpoint::open(&options.model, &Device::Cpu)?;
+    let last = checkpoint.config().blocks - 1;
+    let scores = sweep::sweep(&checkpoint.load(last)?, &documents, &names)?;
+    println!("block  macro R-Precision");
+    for (block, score) in scores.iter().enumerate() {
+        println!("{block:>5}  {score:.3}");
+    }
+    Ok(())
+}

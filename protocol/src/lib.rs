@@ -131,6 +131,8 @@ pub enum ErrorKind {
     Protocol,
     /// A bug or an unforeseen failure of a library.
     Internal,
+    /// The engine's program is not there or cannot be run; only the supervisor says so.
+    EngineNotFound,
 }
 
 /// What the engine is doing; counters count since its start.

@@ -16,6 +16,7 @@ use crate::{
     error::{EngineError, ErrorKind, Result, model_file},
     tokenizer::TextTokenizer,
 };
+use config::LlamaConfig;
 use gguf::Gguf;
 use llama::Llama;
 use safetensors::Safetensors;
@@ -67,8 +68,8 @@ impl Checkpoint {
         &self.hash
     }
 
-    pub fn blocks(&self) -> usize {
-        self.weights.config().blocks
+    pub fn config(&self) -> &LlamaConfig {
+        self.weights.config()
     }
 
     /// Reads the weights up to the V projection of the 0-based block `last`.

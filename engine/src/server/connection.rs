@@ -16,7 +16,7 @@ use super::{Server, catch_panic, lock};
 use crate::backend::{Backend, Input, Output};
 
 /// How long a client whose request was not read to its end may go on sending.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a request has no result.
 enum Failure {

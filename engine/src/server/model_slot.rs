@@ -63,3 +63,57 @@ impl<T> ModelSlot<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::sync::mpsc;
+    use std::thread;
+
+    use ner_retriever_protocol::ErrorKind;
+
+    use super::*;
+
+    /// Returns once `waiters` threads share the attempt that runs now.
+    fn wait_for_waiters<T>(slot: &ModelSlot<T>, waiters: usize) {
+        loop {
+            if let Phase::Loading(attempt) = &*lock(&slot.phase) {
+                // The slot and the loading thread hold it as well.
+                if Arc::strong_count(attempt) == 2 + waiters {
+                    return;
+                }
+            }
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn all_who_wait_share_one_attempt_and_its_failure() {
+        let (finish, finished) = mpsc::channel::<Result<u32, EngineError>>();
+        let finished = Mutex::new(finished);
+        let attempts = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&attempts);
+        let slot = ModelSlot::new(move || {
+            counted.fetch_add(1, SeqCst);
+            lock(&finished).recv().unwrap()
+        });
+        let failure = EngineError::new(ErrorKind::ModelDamaged, "damaged");
+        for result in [Err(failure), Ok(7)] {
+            assert_eq!(slot.peek().0, State::Idle);
+            let answers = thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| slot.get_or_load())).collect();
+                wait_for_waiters(&slot, 3);
+                assert_eq!(slot.peek(), (State::Loading, None));
+                finish.send(result.clone()).unwrap();
+                threads
+                    .into_iter()
+                    .map(|t| t.join().unwrap())
+                    .collect::<Vec<_>>()
+            });
+            assert_eq!(answers, vec![result.map(Arc::new); 4]);
+        }
+        assert_eq!(slot.get_or_load(), Ok(Arc::new(7)));
+        assert_eq!(attempts.load(SeqCst), 2);
+        assert_eq!(slot.peek(), (State::Ready, Some(Arc::new(7))));
+    }
+}

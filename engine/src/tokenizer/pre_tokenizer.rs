@@ -44,3 +44,50 @@ fn build(patterns: &[&str]) -> tokenizers::Result<PreTokenizerWrapper> {
     steps.push(ByteLevel::new(false, false, false).into());
     Ok(Sequence::new(steps).into())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+
+    use super::pre_tokenizer;
+
+    #[derive(Deserialize)]
+    struct Golden {
+        pre_tokenizers: Vec<Case>,
+    }
+
+    #[derive(Deserialize)]
+    struct Case {
+        pre: String,
+        texts: Vec<Text>,
+    }
+
+    #[derive(Deserialize)]
+    struct Text {
+        text: String,
+        pieces: Vec<String>,
+    }
+
+    /// The expected pieces come from llama.cpp's patterns in Python's `regex`
+    /// (`tests/golden/README.md`).
+    #[test]
+    fn texts_split_as_in_llama_cpp() {
+        let golden = include_str!("../../tests/golden/tokenizers.json");
+        let golden: Golden = serde_json::from_str(golden).unwrap();
+        assert_eq!(golden.pre_tokenizers.len(), 4);
+        for case in golden.pre_tokenizers {
+            let splits = pre_tokenizer(&case.pre).unwrap().unwrap();
+            for Text { text, pieces } in case.texts {
+                let mut string = PreTokenizedString::from(text.as_str());
+                splits.pre_tokenize(&mut string).unwrap();
+                let found: Vec<&str> = string
+                    .get_splits(OffsetReferential::Original, OffsetType::Byte)
+                    .into_iter()
+                    .map(|(_, (start, end), _)| &text[start..end])
+                    .collect();
+                assert_eq!(found, pieces, "{} on {text:?}", case.pre);
+            }
+        }
+    }
+}

@@ -1,0 +1,60 @@
+# The way in for people. Each target is one script of scripts/, which says what it does and takes.
+# Downloads, builds and the private server live in one cache folder outside this checkout:
+# NER_RETRIEVER_CACHE, else /var/cache/ner_retriever (root), else ~/.cache/ner_retriever.
+
+.PHONY: help demo test start stop restart psql engine-path eval train install uninstall build \
+	fmt lint clean distclean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@echo 'Settings: PG_CONFIG=/path/to/pg_config (a server of your own), MODEL=none, DESTDIR=, ARGS='
+
+demo: start ## build, start the private server, ask it which texts mention a dinosaur
+	@scripts/server.sh exec -- demo/demo.sh
+
+test: ## run all tests, the last line counts them
+	@scripts/test.sh
+
+start: ## build, install and start the private server
+	@scripts/install.sh install
+	@scripts/server.sh start
+
+stop: ## stop the private server
+	@scripts/server.sh stop
+
+restart: ## stop and start the private server
+	@scripts/server.sh restart
+
+psql: ## psql in the private server; make psql ARGS='-Atc "select 1"'
+	@scripts/server.sh status >/dev/null 2>&1 || $(MAKE) --no-print-directory start >&2
+	@scripts/server.sh psql -- $(ARGS)
+
+engine-path: ## build the engine if needed and print its path
+	@scripts/engine.sh path
+
+eval: ## score the default head; make eval ARGS='--corpus FILE --types NAMES.json --spans gold --json'
+	@scripts/engine.sh eval $(ARGS)
+
+train: ## train a head; ARGS are those of ner-retriever-engine train (docs/training.md)
+	@scripts/engine.sh train $(ARGS)
+
+build: ## build extension and engine for the server of PG_CONFIG
+	@scripts/install.sh build
+
+install: ## build and install; make install PG_CONFIG=/path/to/pg_config for a server of your own
+	@scripts/install.sh install
+
+uninstall: ## remove exactly what install put there
+	@scripts/install.sh uninstall
+
+fmt: ## format the code
+	cargo fmt --all
+
+lint: ## check formatting and run clippy
+	@scripts/lint.sh
+
+clean: ## remove private servers and build output, keep downloads
+	@scripts/clean.sh
+
+distclean: ## clean, and remove the downloads too
+	@scripts/clean.sh all

@@ -1,0 +1,60 @@
+//! The settings that say where and how the model runs.
+
+use candle_core::{Device, DeviceLocation};
+
+use crate::error::{EngineError, ErrorKind, Result};
+
+/// The device that `ner_retriever.device` names.
+///
+/// # Errors
+/// `DeviceUnavailable` for a GPU that this build cannot use, `InvalidSetting` for an unknown name.
+pub fn select(name: &str) -> Result<Device> {
+    match name {
+        "auto" | "cpu" => Ok(Device::Cpu),
+        name if name == "cuda" || name.starts_with("cuda:") => Err(EngineError::new(
+            ErrorKind::DeviceUnavailable,
+            format!("device \"{name}\" cannot be used: this engine was built without CUDA"),
+        )
+        .hint("Set ner_retriever.device to auto or cpu.")),
+        name => Err(invalid("device", name, "auto, cpu, cuda or cuda:N")),
+    }
+}
+
+/// Refuses number formats that this engine does not have.
+///
+/// # Errors
+/// `InvalidSetting`.
+pub fn check_dtype(name: &str) -> Result<()> {
+    match name {
+        "auto" | "f32" => Ok(()),
+        name => Err(invalid("dtype", name, "auto or f32")),
+    }
+}
+
+/// Refuses mention detectors that this engine does not have.
+///
+/// # Errors
+/// `InvalidSetting`.
+pub fn check_detector(name: &str) -> Result<()> {
+    match name {
+        "probe" => Ok(()),
+        name => Err(invalid("detector", name, "probe")),
+    }
+}
+
+/// A device as users write it.
+pub fn name(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".to_owned(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}
+
+fn invalid(setting: &str, value: &str, accepted: &str) -> EngineError {
+    EngineError::new(
+        ErrorKind::InvalidSetting,
+        format!("ner_retriever.{setting} is \"{value}\""),
+    )
+    .hint(format!("It may be {accepted}."))
+}

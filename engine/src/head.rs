@@ -1,0 +1,216 @@
+//! A head: a folder with what was trained for one base model.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    error::{EngineError, ErrorKind, Result, compute, head_damaged},
+    mentions::probe::Probe,
+    model::identity::hex,
+    projection::{Projection, ProjectionKind},
+    tensor_map::TensorMap,
+};
+
+/// The file in the folder that describes the head.
+pub const DESCRIPTION: &str = "head.json";
+/// Where a type's name goes in [`HeadDescription::query_form`].
+pub const TYPE_PLACE: &str = "{type}";
+
+/// `head.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HeadDescription {
+    pub name: String,
+    pub base_model: BaseModelReference,
+    /// 0-based block whose attention values represent a mention.
+    pub block: usize,
+    pub representation: Representation,
+    pub projection: ProjectionDescription,
+    /// Absent: the head works with spans given by the caller only.
+    pub detector: Option<DetectorDescription>,
+    /// What is embedded for a type, [`TYPE_PLACE`] standing for its name.
+    pub query_form: String,
+    /// Where the head comes from and how well it does, for people.
+    #[serde(default)]
+    pub provenance: serde_json::Value,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BaseModelReference {
+    pub name: String,
+    /// [`crate::model::identity::hash`]; absent: any model whose dimensions fit.
+    pub hash: Option<String>,
+}
+
+/// Which vector of the forward pass stands for a mention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Representation {
+    /// The paper's: V at the token that holds the mention's last character.
+    SpanEnd,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProjectionDescription {
+    pub kind: ProjectionKind,
+    /// safetensors, or a PyTorch state dict (`.pth`).
+    pub file: String,
+    pub input_dims: usize,
+    /// Dimensions of an embedding.
+    pub dims: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DetectorDescription {
+    /// 0-based block whose incoming hidden states the probe reads.
+    pub block: usize,
+    pub file: String,
+    /// Least probability of a mention.
+    pub threshold: f32,
+}
+
+/// A loaded head.
+pub struct Head {
+    pub description: HeadDescription,
+    pub projection: Projection,
+    pub probe: Option<Probe>,
+    /// SHA-256 of everything that changes embeddings or mentions.
+    pub hash: String,
+}
+
+impl HeadDescription {
+    /// Reads a folder's `head.json`.
+    ///
+    /// # Errors
+    /// `HeadNotFound`, `HeadDamaged`.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(DESCRIPTION);
+        let text = std::fs::read_to_string(&path).map_err(|e| not_found(&path, &e))?;
+        let description: Self = serde_json::from_str(&text).map_err(|e| head_damaged(&path, e))?;
+        if !description.query_form.contains(TYPE_PLACE) {
+            let problem = format!("its query form lacks {TYPE_PLACE}");
+            return Err(head_damaged(&path, problem));
+        }
+        Ok(description)
+    }
+
+    /// Refuses a base model that the head was not trained for.
+    ///
+    /// # Errors
+    /// `HeadMismatch`.
+    pub fn check_base_model(&self, hash: &str, blocks: usize, kv_dim: usize) -> Result<()> {
+        let mismatch = |problem: String| {
+            Err(EngineError::new(
+                ErrorKind::HeadMismatch,
+                format!("head \"{}\" does not fit the model: {problem}", self.name),
+            )
+            .hint(format!(
+                "Set ner_retriever.model to the base model that the head was trained for ({}), or \
+                 ner_retriever.head to a head for this model.",
+                self.base_model.name
+            )))
+        };
+        if let Some(expected) = self
+            .base_model
+            .hash
+            .as_deref()
+            .filter(|expected| *expected != hash)
+        {
+            return mismatch(format!(
+                "it was trained for base model {} and this is {}",
+                short(expected),
+                short(hash)
+            ));
+        }
+        let last = self.last_block();
+        if last >= blocks {
+            return mismatch(format!(
+                "it uses block {last} of a model with {blocks} blocks"
+            ));
+        }
+        if self.projection.input_dims != kv_dim {
+            return mismatch(format!(
+                "it projects vectors of {} dimensions and the model's have {kv_dim}",
+                self.projection.input_dims
+            ));
+        }
+        Ok(())
+    }
+
+    /// 0-based number of the highest block that the head reads.
+    pub fn last_block(&self) -> usize {
+        let probe = self.detector.as_ref().map_or(0, |detector| detector.block);
+        self.block.max(probe)
+    }
+}
+
+impl Head {
+    /// Reads a head's tensors for a base model with hidden states of `hidden_size`.
+    ///
+    /// # Errors
+    /// `HeadNotFound`, `HeadDamaged`.
+    pub fn load(
+        folder: &Path,
+        description: HeadDescription,
+        hidden_size: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let mut hasher = Sha256::new();
+        let mut read = |file: &str| -> Result<(PathBuf, TensorMap)> {
+            let path = folder.join(file);
+            hasher.update(std::fs::read(&path).map_err(|e| not_found(&path, &e))?);
+            let tensors = TensorMap::read(&path).map_err(|e| head_damaged(&path, e))?;
+            Ok((path, tensors))
+        };
+        let of = &description.projection;
+        let (path, tensors) = read(&of.file)?;
+        let projection = Projection::from_tensors(of.kind, tensors, of.input_dims, of.dims)
+            .map_err(|e| head_damaged(&path, e))?;
+        let mut probe = None;
+        if let Some(detector) = &description.detector {
+            let (path, tensors) = read(&detector.file)?;
+            let loaded =
+                Probe::from_tensors(tensors, hidden_size).map_err(|e| head_damaged(&path, e))?;
+            probe = Some(loaded.to_device(device).map_err(compute)?);
+        }
+        // The name and the provenance change nothing.
+        hasher.update(format!(
+            "{} {:?} {:?} {:?} {}",
+            description.block,
+            description.representation,
+            description.projection,
+            description.detector,
+            description.query_form,
+        ));
+        Ok(Self {
+            projection: projection.to_device(device).map_err(compute)?,
+            probe,
+            hash: hex(&hasher.finalize()),
+            description,
+        })
+    }
+}
+
+/// What is stored with every set of embeddings: the first 16 hex digits of the hash of base model
+/// and head.
+pub fn fingerprint(model_hash: &str, head_hash: &str) -> String {
+    let hash = Sha256::digest(format!("{model_hash} {head_hash}"));
+    short(&hex(&hash)).to_owned()
+}
+
+fn short(hash: &str) -> &str {
+    hash.get(..16).unwrap_or(hash)
+}
+
+fn not_found(path: &Path, error: &std::io::Error) -> EngineError {
+    EngineError::new(
+        ErrorKind::HeadNotFound,
+        format!("cannot read head file \"{}\": {error}", path.display()),
+    )
+    .hint(
+        "Set ner_retriever.head to a head's folder (head.json and its safetensors) that the \
+         server's operating system user can read.",
+    )
+}

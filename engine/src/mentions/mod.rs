@@ -1,0 +1,5 @@
+//! Mention detection: which spans of a text are entity mentions.
+
+pub mod candidates;
+pub mod decode;
+pub mod probe;

@@ -1,0 +1,318 @@
+//! Before and after the model: texts to windows of tokens, and what the model found in them back to
+//! characters of the text.
+
+use std::ops::Range;
+
+use ner_retriever_protocol::{Mention, Span, TextRequest};
+
+use crate::{
+    backend::{Input, Output},
+    embedder::{Found, WindowOutput},
+    error::{EngineError, ErrorKind, Result},
+    head::{Head, TYPE_PLACE},
+    mentions::decode::without_overlap,
+    model::{BaseModel, MAX_WINDOW},
+    text::{Word, char_starts, token_at, trim, words},
+    tokenizer::Encoded,
+    window::{TokenWindow, windows},
+};
+
+/// A sequence of tokens that goes through the model in one piece.
+pub struct Window {
+    /// Token ids, the model's first token included.
+    pub ids: Vec<u32>,
+    pub task: Task,
+    pub embed: bool,
+}
+
+/// What is read from a window; tokens count from the window's first token.
+pub enum Task {
+    /// Find mentions among these words, whose bytes count from the start of the whole text. Only
+    /// mentions whose last token is in `owned` belong to this window.
+    Detect {
+        words: Vec<Word>,
+        owned: Range<usize>,
+    },
+    /// Embed given spans: their bytes of the whole text, and the token that holds their end.
+    Spans(Vec<(Range<usize>, usize)>),
+    /// Embed the last token of a type's name.
+    Type,
+}
+
+/// What [`finish`] needs to know of an input.
+pub enum Prepared {
+    Detect {
+        text: String,
+    },
+    /// For each given span: the window that embeds it, and its place among that window's spans.
+    Spans {
+        text: String,
+        spans: Vec<Span>,
+        places: Vec<(usize, usize)>,
+    },
+    Type,
+}
+
+impl Window {
+    /// The window's mentions and the token that represents each: of the spans of words that the
+    /// probe proposes with their probabilities, those without overlap that the window owns.
+    pub fn mentions(
+        &self,
+        proposals: &[(Range<usize>, f32)],
+    ) -> (Vec<(Range<usize>, f32)>, Vec<usize>) {
+        match &self.task {
+            Task::Detect { words, owned } => without_overlap(proposals)
+                .into_iter()
+                .map(|index| &proposals[index])
+                .filter(|(span, _)| owned.contains(&words[span.end - 1].last))
+                .map(|(span, score)| {
+                    let (first, last) = (&words[span.start], &words[span.end - 1]);
+                    ((first.bytes.start..last.bytes.end, *score), last.last)
+                })
+                .unzip(),
+            Task::Spans(spans) => spans
+                .iter()
+                .map(|(bytes, end)| ((bytes.clone(), 1.0), *end))
+                .unzip(),
+            Task::Type => (vec![(0..0, 1.0)], vec![self.ids.len() - 1]),
+        }
+    }
+}
+
+/// Tokenizes an input and cuts it into windows.
+///
+/// # Errors
+/// `InvalidSpan`, `TextTooLarge` for a type's name longer than a window, `HeadMismatch` if
+/// detection is asked of a head without a detector.
+pub fn prepare(model: &BaseModel, head: &Head, input: Input) -> Result<(Prepared, Vec<Window>)> {
+    match input {
+        Input::Type { name } => Ok((Prepared::Type, vec![type_window(model, head, &name)?])),
+        Input::Text { request, embed } => match request {
+            TextRequest { text, spans: None } => detect(model, head, text, embed),
+            TextRequest {
+                text,
+                spans: Some(spans),
+            } => given_spans(model, text, spans, embed),
+        },
+    }
+}
+
+fn detect(
+    model: &BaseModel,
+    head: &Head,
+    text: String,
+    embed: bool,
+) -> Result<(Prepared, Vec<Window>)> {
+    if head.probe.is_none() {
+        return Err(EngineError::new(
+            ErrorKind::HeadMismatch,
+            format!("head \"{}\" has no mention detector", head.description.name),
+        )
+        .hint("Pass the spans: ner_entity_embeddings(text, int4range[]), or use another head."));
+    }
+    let encoded = model.tokenizer.encode(&text)?;
+    let words = words(&text, &encoded);
+    let windows = windows(encoded.ids.len(), window_size(model))
+        .into_iter()
+        .map(|window| {
+            // Words are in the order of their tokens, so those of a window are contiguous.
+            let from = words.partition_point(|word| word.first < window.tokens.start);
+            let to = words.partition_point(|word| word.last < window.tokens.end);
+            let token = |token: usize| token - window.tokens.start + 1;
+            let words = words[from..to.max(from)].iter().map(|word| Word {
+                bytes: word.bytes.clone(),
+                first: token(word.first),
+                last: token(word.last),
+            });
+            let task = Task::Detect {
+                words: words.collect(),
+                owned: token(window.owned.start)..token(window.owned.end),
+            };
+            sequence(model, &encoded, &window, task, embed)
+        })
+        .collect();
+    Ok((Prepared::Detect { text }, windows))
+}
+
+fn given_spans(
+    model: &BaseModel,
+    text: String,
+    spans: Vec<Span>,
+    embed: bool,
+) -> Result<(Prepared, Vec<Window>)> {
+    let encoded = model.tokenizer.encode(&text)?;
+    let starts = char_starts(&text);
+    let token_windows = windows(encoded.ids.len(), window_size(model));
+    let mut tasks = vec![Vec::new(); token_windows.len()];
+    let mut places = Vec::with_capacity(spans.len());
+    for span in &spans {
+        let invalid = |problem: &str| {
+            EngineError::new(
+                ErrorKind::InvalidSpan,
+                format!("span [{},{}) {problem}", span.start, span.end),
+            )
+            .hint(format!(
+                "Spans count characters from 0, their end is exclusive; this text has {} \
+                 characters.",
+                starts.len() - 1
+            ))
+        };
+        let (Some(&from), Some(&to)) = (
+            starts.get(span.start as usize),
+            starts.get(span.end as usize),
+        ) else {
+            return Err(invalid("lies outside its text"));
+        };
+        if from >= to {
+            return Err(invalid("is empty"));
+        }
+        let bytes = trim(&text, from..to).ok_or_else(|| invalid("holds only white space"))?;
+        let end = token_at(&encoded, bytes.end - 1)
+            .ok_or_else(|| invalid("holds only characters that the model does not know"))?;
+        let window = token_windows
+            .iter()
+            .position(|window| window.owned.contains(&end))
+            .ok_or_else(|| invalid("lies outside its text"))?;
+        places.push((window, tasks[window].len()));
+        tasks[window].push((bytes, end - token_windows[window].tokens.start + 1));
+    }
+    // Windows without a span are left out, so places count those that stay.
+    let mut kept = Vec::new();
+    let mut number = vec![0; token_windows.len()];
+    for (index, (window, spans)) in token_windows.iter().zip(tasks).enumerate() {
+        if !spans.is_empty() {
+            number[index] = kept.len();
+            kept.push(sequence(model, &encoded, window, Task::Spans(spans), embed));
+        }
+    }
+    for (window, _) in &mut places {
+        *window = number[*window];
+    }
+    let prepared = Prepared::Spans {
+        text,
+        spans,
+        places,
+    };
+    Ok((prepared, kept))
+}
+
+fn type_window(model: &BaseModel, head: &Head, name: &str) -> Result<Window> {
+    let query = head.description.query_form.replace(TYPE_PLACE, name.trim());
+    let encoded = model.tokenizer.encode(&query)?;
+    let count = encoded.ids.len();
+    if count == 0 {
+        return Err(EngineError::new(
+            ErrorKind::InvalidSetting,
+            "the type's name holds no character that the model knows",
+        )
+        .hint("Name an entity type, such as dinosaur or political party."));
+    }
+    if count > window_size(model) {
+        return Err(EngineError::new(
+            ErrorKind::TextTooLarge,
+            format!("the type's name has {count} tokens"),
+        )
+        .hint(format!(
+            "Name an entity type in at most {} tokens.",
+            window_size(model)
+        )));
+    }
+    let whole = TokenWindow {
+        tokens: 0..count,
+        owned: 0..count,
+    };
+    Ok(sequence(model, &encoded, &whole, Task::Type, true))
+}
+
+fn sequence(
+    model: &BaseModel,
+    encoded: &Encoded,
+    window: &TokenWindow,
+    task: Task,
+    embed: bool,
+) -> Window {
+    let mut ids = Vec::with_capacity(window.tokens.len() + 1);
+    ids.push(model.tokenizer.first());
+    ids.extend_from_slice(&encoded.ids[window.tokens.clone()]);
+    Window { ids, task, embed }
+}
+
+/// Tokens of a window without the first token.
+fn window_size(model: &BaseModel) -> usize {
+    MAX_WINDOW.min(model.llama.config().context).max(2) - 1
+}
+
+/// Joins what was found in an input's windows.
+///
+/// # Errors
+/// `Internal` if an output is missing.
+pub fn finish(prepared: Prepared, outputs: Vec<WindowOutput>) -> Result<Output> {
+    let missing = || EngineError::new(ErrorKind::Internal, "the model left out a mention");
+    match prepared {
+        Prepared::Type => outputs
+            .into_iter()
+            .flat_map(|output| output.mentions)
+            .next()
+            .map(|found| Output::Type(found.embedding))
+            .ok_or_else(missing),
+        Prepared::Detect { text } => Ok(Output::Mentions(join(&text, outputs))),
+        Prepared::Spans {
+            text,
+            spans,
+            places,
+        } => {
+            let starts = char_starts(&text);
+            let mut found: Vec<Vec<Option<Found>>> = outputs
+                .into_iter()
+                .map(|output| output.mentions.into_iter().map(Some).collect())
+                .collect();
+            let mentions = spans
+                .into_iter()
+                .zip(places)
+                .map(|(span, (window, place))| {
+                    let slot = found
+                        .get_mut(window)
+                        .and_then(|window| window.get_mut(place));
+                    let found = slot.and_then(Option::take).ok_or_else(missing)?;
+                    let bytes = starts[span.start as usize]..starts[span.end as usize];
+                    Ok(Mention {
+                        span,
+                        text: text[bytes].to_owned(),
+                        score: found.score,
+                        embedding: found.embedding,
+                    })
+                });
+            mentions.collect::<Result<_>>().map(Output::Mentions)
+        }
+    }
+}
+
+/// Mentions of all windows in the order of the text. Neighbouring windows may have found different
+/// spans around the border between them; the more probable one stays.
+fn join(text: &str, outputs: Vec<WindowOutput>) -> Vec<Mention> {
+    let mut found: Vec<Found> = outputs
+        .into_iter()
+        .flat_map(|output| output.mentions)
+        .collect();
+    let spans: Vec<_> = found
+        .iter()
+        .map(|found| (found.bytes.clone(), found.score))
+        .collect();
+    let starts = char_starts(text);
+    let character = |byte: usize| starts.partition_point(|&start| start < byte) as u32;
+    without_overlap(&spans)
+        .into_iter()
+        .map(|index| {
+            let found = &mut found[index];
+            Mention {
+                span: Span {
+                    start: character(found.bytes.start),
+                    end: character(found.bytes.end),
+                },
+                text: text[found.bytes.clone()].to_owned(),
+                score: found.score,
+                embedding: std::mem::take(&mut found.embedding),
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,246 @@
+//! Training a head: the probe that finds mentions and the projection that tells their types.
+
+mod dataset;
+mod hard_negatives;
+mod optimizer;
+mod probe;
+mod projection;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{Device, safetensors};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::{
+    corpus::{self, Document, TypeNames},
+    error::{EngineError, ErrorKind, Result, compute},
+    features::{Blocks, Features},
+    head::{
+        BaseModelReference, DESCRIPTION, DetectorDescription, HeadDescription,
+        ProjectionDescription, Representation, TYPE_PLACE,
+    },
+    model::Checkpoint,
+    projection::ProjectionKind,
+};
+use dataset::Dataset;
+
+/// Options of `train`. The defaults are the paper's recipe where it gives one (arXiv 2509.04011,
+/// section 3.2 and the authors' `mlp.py`); what the shipped heads use instead is in their
+/// provenance.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct TrainOptions {
+    /// GGUF file or Hugging Face folder of the base model
+    #[arg(long)]
+    pub model: PathBuf,
+    /// Corpus of JSON lines (may be given several times)
+    #[arg(long, required = true)]
+    pub corpus: Vec<PathBuf>,
+    /// JSON object from corpus type to query name, null = not a training type
+    #[arg(long)]
+    pub types: PathBuf,
+    /// Folder to write the head to
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Folder that keeps the base model's features between runs
+    #[arg(long)]
+    pub cache: PathBuf,
+    /// The head's name
+    #[arg(long)]
+    pub name: String,
+    /// The base model's name, for people
+    #[arg(long)]
+    pub base_model_name: String,
+    /// 0-based block whose values represent a mention
+    #[arg(long)]
+    pub block: usize,
+    /// 0-based block whose incoming hidden states the probe reads
+    #[arg(long)]
+    pub probe_block: usize,
+    /// Random texts of each corpus
+    #[arg(long)]
+    pub limit: Option<usize>,
+    /// Share of the texts that are lower-cased
+    #[arg(long, default_value_t = 0.0)]
+    pub lower_case: f64,
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Form of the projection
+    #[arg(long, value_enum, default_value = "mlp")]
+    pub projection: ProjectionForm,
+    /// Width of the projection's inner layer
+    #[arg(long, default_value_t = 500)]
+    pub units: usize,
+    /// Dimensions of an embedding; a residual projection keeps the base model's
+    #[arg(long, default_value_t = 500)]
+    pub dims: usize,
+    #[arg(long, value_enum, default_value = "triplet")]
+    pub loss: Loss,
+    /// Margin of the triplet loss on cosine distance (the authors published none)
+    #[arg(long, default_value_t = 0.2)]
+    pub margin: f64,
+    /// Share of negatives taken from texts that keyword search finds for the anchor's type
+    #[arg(long, default_value_t = 0.1)]
+    pub hard_negatives: f64,
+    /// Temperature of the contrastive loss
+    #[arg(long, default_value_t = 0.07)]
+    pub temperature: f64,
+    #[arg(long, default_value_t = 0.1)]
+    pub dropout: f64,
+    #[arg(long, default_value_t = 1e-4)]
+    pub learning_rate: f64,
+    #[arg(long, default_value_t = 0.01)]
+    pub weight_decay: f64,
+    /// Mentions in a batch
+    #[arg(long, default_value_t = 512)]
+    pub batch: usize,
+    /// Most optimizer steps of the projection; held-out types decide how many are taken
+    #[arg(long, default_value_t = 1000)]
+    pub steps: usize,
+    /// Share of the types held out to decide that
+    #[arg(long, default_value_t = 0.2)]
+    pub held_out_types: f64,
+    /// Hidden units of the probe
+    #[arg(long, default_value_t = 64)]
+    pub probe_units: usize,
+    #[arg(long, default_value_t = 4)]
+    pub probe_epochs: usize,
+    #[arg(long, default_value_t = 1e-3)]
+    pub probe_learning_rate: f64,
+    /// After the first epoch, unlabelled spans above this probability are not taken for negatives:
+    /// a corpus labels only some types
+    #[arg(long, default_value_t = 1.0)]
+    pub trust_unlabelled_below: f32,
+    /// Least probability of a detected mention; chosen for the best F1 on held-out texts if absent
+    #[arg(long)]
+    pub threshold: Option<f32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+pub enum ProjectionForm {
+    Mlp,
+    Residual,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+pub enum Loss {
+    /// The paper's: anchors are type names, positives and negatives are mentions
+    Triplet,
+    /// Cross-entropy of each mention over the names of all training types
+    Contrastive,
+}
+
+/// Trains a head and writes its folder.
+///
+/// # Errors
+/// The model's and the corpora's errors; `InvalidSetting` for options that do not fit.
+pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
+    let checkpoint = Checkpoint::open(&options.model, &Device::Cpu)?;
+    let blocks = Blocks {
+        values: options.block,
+        hidden: options.probe_block,
+    };
+    let last = options.block.max(options.probe_block);
+    if last >= checkpoint.config().blocks {
+        return Err(invalid(format!(
+            "block {last} of a model with {} blocks",
+            checkpoint.config().blocks
+        )));
+    }
+    let model = checkpoint.load(last)?;
+    let (documents, names) = corpora(options)?;
+    let texts: Vec<&str> = documents.iter().map(|d| d.text.as_str()).collect();
+    let features = Features::compute(&model, &texts, blocks, &options.cache)?;
+    let dataset = Dataset::new(&model, &documents, &names, &features, options)?;
+
+    let trained = projection::train(&dataset, options)?;
+    let probe = probe::train(
+        &documents,
+        &features,
+        model.llama.config().hidden_size,
+        options,
+    )?;
+
+    let (input_dims, dims) = dataset.dims(options);
+    let description = HeadDescription {
+        name: options.name.clone(),
+        base_model: BaseModelReference {
+            name: options.base_model_name.clone(),
+            hash: Some(model.hash.clone()),
+        },
+        block: options.block,
+        representation: Representation::SpanEnd,
+        projection: ProjectionDescription {
+            kind: options.projection.into(),
+            file: "projection.safetensors".to_owned(),
+            input_dims,
+            dims,
+        },
+        detector: Some(DetectorDescription {
+            block: options.probe_block,
+            file: "mentions.safetensors".to_owned(),
+            threshold: probe.threshold,
+        }),
+        query_form: TYPE_PLACE.to_owned(),
+        provenance: serde_json::json!({
+            "command": command,
+            "texts": documents.len(),
+            "mentions": dataset.mentions(),
+            "types": dataset.type_names(),
+            "projection": trained.summary,
+            "probe": probe.summary,
+        }),
+    };
+    write(&options.out, &description, &trained, &probe)
+}
+
+fn write(
+    out: &Path,
+    description: &HeadDescription,
+    projection: &projection::Trained,
+    probe: &probe::Trained,
+) -> Result<()> {
+    let unwritable =
+        |e: std::io::Error| invalid(format!("cannot write \"{}\": {e}", out.display()));
+    fs::create_dir_all(out).map_err(unwritable)?;
+    let save = |tensors, file: &str| safetensors::save(&tensors, out.join(file)).map_err(compute);
+    save(
+        projection.projection.tensors(),
+        &description.projection.file,
+    )?;
+    if let Some(detector) = &description.detector {
+        save(probe.probe.tensors(), &detector.file)?;
+    }
+    let json = serde_json::to_string_pretty(description)
+        .map_err(|e| invalid(format!("the description cannot be written: {e}")))?;
+    fs::write(out.join(DESCRIPTION), json + "\n").map_err(unwritable)
+}
+
+/// All corpora's documents, and the query names of their types.
+fn corpora(options: &TrainOptions) -> Result<(Vec<Document>, TypeNames)> {
+    let mut documents = Vec::new();
+    let mut names = TypeNames::new();
+    for path in &options.corpus {
+        let corpus = corpus::read(path)?;
+        documents.extend(corpus::sample(corpus, options.limit, options.seed));
+        names.extend(corpus::read_type_names(&options.types, path)?);
+    }
+    corpus::lower_case(&mut documents, options.lower_case, options.seed);
+    Ok((documents, names))
+}
+
+impl From<ProjectionForm> for ProjectionKind {
+    fn from(form: ProjectionForm) -> Self {
+        match form {
+            ProjectionForm::Mlp => Self::Mlp,
+            ProjectionForm::Residual => Self::Residual,
+        }
+    }
+}
+
+fn invalid(problem: String) -> EngineError {
+    EngineError::new(ErrorKind::InvalidSetting, problem)
+}

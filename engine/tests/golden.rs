@@ -1,0 +1,111 @@
+//! The forward pass against transformers + torch (tests/golden/README.md says how they were made).
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use ner_retriever_engine::model::{BaseModel, Checkpoint, llama::Packed};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Golden {
+    texts: Vec<Text>,
+}
+
+#[derive(Deserialize)]
+struct Text {
+    text: String,
+    ids: Vec<u32>,
+    points: Vec<Point>,
+}
+
+#[derive(Deserialize)]
+struct Point {
+    block: usize,
+    position: usize,
+    v: Vec<f32>,
+    hidden: Vec<f32>,
+}
+
+fn golden(name: &str) -> Golden {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn load(path: &Path) -> BaseModel {
+    let checkpoint = Checkpoint::open(path, &Device::Cpu).unwrap();
+    let last = checkpoint.config().blocks - 1;
+    checkpoint.load(last).unwrap()
+}
+
+fn row(tensor: &Tensor, index: usize) -> Vec<f32> {
+    tensor.get(index).unwrap().to_vec1().unwrap()
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let dot = |x: &[f32], y: &[f32]| -> f64 {
+        x.iter()
+            .zip(y)
+            .map(|(x, y)| f64::from(*x) * f64::from(*y))
+            .sum()
+    };
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+/// The distance of two vectors relative to their length: unlike the cosine it sees a wrong scale.
+fn relative_distance(a: &[f32], b: &[f32]) -> f64 {
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    let difference = norm(&mut a.iter().zip(b).map(|(x, y)| f64::from(x - y)));
+    difference / norm(&mut b.iter().map(|x| f64::from(*x)))
+}
+
+fn check(model: &BaseModel, golden: &Golden) {
+    let blocks: Vec<usize> = (0..=model.llama.last_block()).collect();
+    let packed = Packed::new(golden.texts.iter().map(|t| t.ids.as_slice()));
+    let all = model.llama.forward(&packed, &blocks, &blocks).unwrap();
+    let mut start = 0;
+    for text in &golden.texts {
+        let mut ids = vec![model.tokenizer.first()];
+        ids.extend(model.tokenizer.encode(&text.text).unwrap().ids);
+        assert_eq!(ids, text.ids, "tokens of {:?}", text.text);
+        let alone = model
+            .llama
+            .forward(&Packed::new([ids.as_slice()]), &blocks, &blocks)
+            .unwrap();
+        for point in &text.points {
+            let what = format!(
+                "{:?} block {} position {}",
+                text.text, point.block, point.position
+            );
+            let pairs = [
+                (&all.values, &alone.values, &point.v),
+                (&all.hidden, &alone.hidden, &point.hidden),
+            ];
+            for (packed, alone, expected) in pairs {
+                let packed = row(&packed[point.block], start + point.position);
+                let alone = row(&alone[point.block], point.position);
+                assert!(cosine(&packed, expected) >= 0.9999, "{what}");
+                assert!(relative_distance(&packed, expected) <= 1e-3, "{what}");
+                assert!(relative_distance(&packed, &alone) <= 1e-4, "{what}: packed");
+            }
+        }
+        start += ids.len();
+    }
+}
+
+#[test]
+fn smollm2_matches_transformers() {
+    let Some(model) = std::env::var_os("NER_RETRIEVER_MODEL").map(PathBuf::from) else {
+        println!("skipped: NER_RETRIEVER_MODEL does not name the default model's GGUF file");
+        return;
+    };
+    check(&load(&model), &golden("smollm2.json"));
+}
+
+#[test]
+fn a_llama_3_checkpoint_matches_transformers() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_llama3");
+    check(&load(&folder), &golden("tiny_llama3.json"));
+}

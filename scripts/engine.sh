@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# The engine's program, built if needed, with the default model and head.
+# usage: engine.sh path
+#        engine.sh eval|train [ARGUMENT...]
+# Only the program's own output goes to stdout. Relative paths among the arguments are the caller's.
+set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+build_engine() {
+  "$REPO/scripts/setup.sh" tools
+  cargo build --release --manifest-path "$REPO/Cargo.toml" -p ner-retriever-engine >&2
+}
+
+# True if the option $1 is among the arguments that follow it.
+given() {
+  local option=$1 argument
+  shift
+  for argument in "$@"; do
+    case $argument in "$option" | "$option="*) return 0 ;; esac
+  done
+  return 1
+}
+
+# Runs the engine's command $1 with the default model where the caller names no other.
+run_with_defaults() {
+  local command=$1 defaults=()
+  shift
+  given --model "$@" || {
+    MODEL='' "$REPO/scripts/setup.sh" model
+    defaults+=(--model "$MODEL_FILE")
+  }
+  if [ "$command" = eval ]; then
+    given --head "$@" || defaults+=(--head "$HEAD_FOLDER")
+  fi
+  exec "$ENGINE_BINARY" "$command" "${defaults[@]}" "$@"
+}
+
+case ${1:-} in
+  path)
+    build_engine
+    printf '%s\n' "$ENGINE_BINARY"
+    ;;
+  eval | train)
+    build_engine
+    run_with_defaults "$@"
+    ;;
+  *) die "unknown command '${1:-}'" "usage: engine.sh path | eval [ARGUMENT...] | train [ARGUMENT...]" ;;
+esac

@@ -1,0 +1,183 @@
+#!/usr/bin/env bash
+# Builds the extension and the engine and puts them where a PostgreSQL server finds them.
+# usage: install.sh install|build|copy|uninstall
+#   install    build, then copy
+#   build      only build; needs no right to write to the server's folders
+#   copy       only copy what build made
+#   uninstall  removes exactly what copy put there
+#   PG_CONFIG   the server's pg_config (default: the private PostgreSQL)
+#   DESTDIR     a prefix of all installed paths, for packagers
+#   MODEL=none  leaves the default model (94 MB) out
+set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+SCRIPTS=$REPO/scripts
+DESTDIR=${DESTDIR:-}
+
+find_server() {
+  PG_CONFIG_PATH=$(pg_config_path)
+  MAJOR=$(pg_major "$PG_CONFIG_PATH")
+  PACKAGE_LIBRARIES=$("$PG_CONFIG_PATH" --pkglibdir)
+  SHARE=$("$PG_CONFIG_PATH" --sharedir)
+  # The list of installed files, without DESTDIR: what uninstall removes, one path a line.
+  MANIFEST=$SHARE/ner_retriever/installed-files
+  [[ " $SUPPORTED_MAJORS " == *" $MAJOR "* ]] ||
+    die "$PG_CONFIG_PATH belongs to $("$PG_CONFIG_PATH" --version)" "Supported are PostgreSQL $SUPPORTED_MAJORS."
+  # The bindings differ between majors: builds for others never share a folder with the default one.
+  EXTENSION_TARGET=$CARGO_TARGET_DIR
+  [ "$MAJOR" = "${POSTGRES_VERSION%%.*}" ] || EXTENSION_TARGET=$CARGO_TARGET_DIR/pg$MAJOR
+}
+
+# --- build -----------------------------------------------------------------------------------------
+
+set_up() {
+  "$SCRIPTS/setup.sh" tools postgresql
+  if ! "$SCRIPTS/setup.sh" model; then
+    own_postgres || exit 1
+    say "warning: the default model could not be had (see above): it is left out"
+  fi
+}
+
+build() {
+  local headers
+  headers=$("$PG_CONFIG_PATH" --includedir-server)
+  [ -f "$headers/postgres.h" ] || die "the server's headers are missing: there is no $headers/postgres.h" \
+    "Install them: on Debian the package postgresql-server-dev-$MAJOR."
+  say "building for $("$PG_CONFIG_PATH" --version)"
+  cd "$REPO"
+  cargo build --release -p ner-retriever-engine 9>&-
+  PGRX_PG_CONFIG_PATH=$PG_CONFIG_PATH CARGO_TARGET_DIR=$EXTENSION_TARGET \
+    cargo build --release -p ner_retriever --no-default-features --features "pg$MAJOR" 9>&-
+}
+
+# --- copy ------------------------------------------------------------------------------------------
+
+# Lists what belongs into the server, one "MODE SOURCE<tab>FOLDER" a line.
+plan() {
+  local file
+  printf '755 %s\t%s\n' "$EXTENSION_TARGET/release/libner_retriever.so" "$PACKAGE_LIBRARIES"
+  printf '755 %s\t%s\n' "$ENGINE_BINARY" "$PACKAGE_LIBRARIES"
+  for file in "$REPO/ner_retriever.control" "$REPO"/sql/ner_retriever--*.sql; do
+    printf '644 %s\t%s\n' "$file" "$SHARE/extension"
+  done
+  for file in "$HEAD_FOLDER"/*; do
+    printf '644 %s\t%s\n' "$file" "$SHARE/ner_retriever/heads/$HEAD_NAME"
+  done
+  if [ "${MODEL:-}" != none ] && [ -f "$MODEL_FILE" ]; then
+    printf '644 %s\t%s\n' "$MODEL_FILE" "$SHARE/ner_retriever/models"
+  fi
+}
+
+installed_name() {
+  case $1 in
+    */libner_retriever.so) echo ner_retriever.so ;;
+    *) basename "$1" ;;
+  esac
+}
+
+# Copies the file $2 to $3 with the mode $1. Renamed into place: a running server keeps the library
+# that it has mapped.
+put() {
+  local mode=$1 source=$2 target=$DESTDIR$3
+  if cmp -s "$source" "$target"; then
+    say "  up to date  $target"
+    return
+  fi
+  mkdir -p "$(dirname "$target")"
+  cp -- "$source" "$target.new"
+  chmod "$mode" "$target.new"
+  mv -f -- "$target.new" "$target"
+  say "  installed   $target"
+}
+
+# Fails before anything is copied if a folder cannot be written to.
+check_writable() {
+  local folder
+  for folder in "$PACKAGE_LIBRARIES" "$SHARE/extension" "$SHARE/ner_retriever"; do
+    folder=$DESTDIR$folder
+    while [ ! -e "$folder" ]; do folder=$(dirname "$folder"); done
+    [ -w "$folder" ] || die "cannot write to $folder" "Everything is built; finish as root:" \
+      "  sudo env PG_CONFIG=$PG_CONFIG_PATH NER_RETRIEVER_CACHE=$CACHE MODEL=${MODEL:-} DESTDIR=$DESTDIR $SCRIPTS/install.sh $1"
+  done
+}
+
+check_pgvector() {
+  local control=$SHARE/extension/vector.control version
+  if [ ! -f "$control" ]; then
+    say "warning: this server has no pgvector: install $PGVECTOR_MINIMUM or newer before 'create extension ner_retriever'"
+    return
+  fi
+  version=$(sed -n "s/^default_version *= *'\(.*\)'.*/\1/p" "$control")
+  version_at_least "$version" "$PGVECTOR_MINIMUM" ||
+    say "warning: this server's pgvector is $version; use $PGVECTOR_MINIMUM or newer (security and index fixes)"
+}
+
+copy() {
+  local mode source folder installed=() old
+  check_writable copy
+  say "installing into $("$PG_CONFIG_PATH" --version):"
+  old=$(cat "$DESTDIR$MANIFEST" 2>/dev/null || true)
+  while IFS=$' \t' read -r mode source folder; do
+    [ -f "$source" ] || die "there is no $source" "Run 'make install', which builds first, in a complete checkout."
+    put "$mode" "$source" "$folder/$(installed_name "$source")"
+    installed+=("$folder/$(installed_name "$source")")
+  done < <(plan)
+  mkdir -p "$(dirname "$DESTDIR$MANIFEST")"
+  printf '%s\n' "${installed[@]}" >"$DESTDIR$MANIFEST"
+  # What an earlier version put there and this one does not.
+  { grep -vxF -f "$DESTDIR$MANIFEST" <<<"$old" || true; } | remove_files
+  check_pgvector
+}
+
+# --- uninstall -------------------------------------------------------------------------------------
+
+# Removes the files named on stdin, and the folders of our own that are empty then.
+remove_files() {
+  local file
+  while read -r file; do
+    case $file in
+      "$PACKAGE_LIBRARIES"/* | "$SHARE"/*) ;;
+      *) continue ;;
+    esac
+    if [ -e "$DESTDIR$file" ]; then
+      rm -f -- "$DESTDIR$file"
+      say "  removed     $DESTDIR$file"
+    fi
+  done
+  if [ -d "$DESTDIR$SHARE/ner_retriever" ]; then
+    find "$DESTDIR$SHARE/ner_retriever" -depth -type d -empty -delete
+  fi
+}
+
+uninstall() {
+  if [ ! -f "$DESTDIR$MANIFEST" ]; then
+    say "ner_retriever is not installed in $("$PG_CONFIG_PATH" --version) (there is no $DESTDIR$MANIFEST)"
+    return
+  fi
+  check_writable uninstall
+  say "uninstalling from $("$PG_CONFIG_PATH" --version):"
+  { cat "$DESTDIR$MANIFEST" && echo "$MANIFEST"; } | remove_files
+}
+
+# --- main ------------------------------------------------------------------------------------------
+
+case ${1:-} in
+  install | build) set_up ;;
+  copy | uninstall) ;;
+  *) die "unknown command '${1:-}'" "usage: install.sh install|build|copy|uninstall" ;;
+esac
+if ! own_postgres && [ ! -x "$PRIVATE_PG_CONFIG" ]; then
+  die "there is no private PostgreSQL in $POSTGRES_HOME" "For a server of your own give PG_CONFIG=/path/to/pg_config."
+fi
+find_server
+take_lock install
+case $1 in
+  install)
+    build
+    copy
+    ;;
+  build) build ;;
+  copy) copy ;;
+  uninstall) uninstall ;;
+esac

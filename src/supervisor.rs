@@ -1,0 +1,258 @@
+//! The background worker that owns the listening socket and the engine's life.
+//!
+//! While no engine runs it waits for a connection and then starts one, which finds that connection
+//! in the socket's backlog. While one runs it only waits for signals.
+
+use std::ffi::c_int;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use ner_retriever_protocol::{EngineError, ErrorKind, Response, SOCKET_PATH, frame};
+use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
+use pgrx::prelude::*;
+
+use crate::backoff::Backoff;
+use crate::engine_process::{EngineCommand, EngineProcess};
+use crate::latch::{Interest, wait};
+use crate::paths;
+use crate::start::{Origin, open_lock};
+
+/// A killed process may linger in the kernel (a GPU driver); the server's shutdown must not wait.
+const REAP_LIMIT: Duration = Duration::from_secs(1);
+
+/// The worker's entry point; PostgreSQL finds it by name.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn ner_retriever_supervisor_main(argument: pg_sys::Datum) {
+    let origin = Origin::from_argument(argument);
+    BackgroundWorker::attach_signal_handlers(
+        SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM | SignalWakeFlags::SIGCHLD,
+    );
+    match Supervisor::new() {
+        Ok(Some(mut supervisor)) => {
+            supervisor.run();
+            supervisor.shut_down();
+        }
+        // Another one runs.
+        Ok(None) => exit(0),
+        Err(error) => {
+            log!("ner_retriever: could not listen on \"{SOCKET_PATH}\": {error}");
+        }
+    }
+    // With 0 the postmaster forgets the worker, and the next session registers another; with 1 it
+    // starts it again, unless the server is shutting down.
+    exit(c_int::from(origin == Origin::Preload));
+}
+
+fn exit(code: c_int) -> ! {
+    // SAFETY: the regular way out of a server process; it does not return, and what this process
+    // holds goes with it.
+    unsafe { pg_sys::proc_exit(code) };
+    unreachable!("proc_exit has returned")
+}
+
+struct Supervisor {
+    listener: UnixListener,
+    command: EngineCommand,
+    engine: Option<EngineProcess>,
+    backoff: Backoff,
+    last_end: String,
+    /// Keeps descriptor 3 taken, if it was free: std's pipe, which reports a failed exec, would
+    /// otherwise get that number and be overwritten by the engine's listening socket.
+    _descriptor_3: OwnedFd,
+    _lock: File,
+}
+
+impl Supervisor {
+    /// Takes the lock and the socket. `None` when another supervisor has them.
+    fn new() -> io::Result<Option<Self>> {
+        let lock = open_lock(paths::SUPERVISOR_LOCK)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        // What a predecessor that was killed has left; nobody else uses it, for we have the lock.
+        remove(SOCKET_PATH)?;
+        remove(paths::PID_FILE)?;
+        let listener = UnixListener::bind(SOCKET_PATH)?;
+        listener.set_nonblocking(true)?;
+        let descriptor_3 = rustix::io::fcntl_dupfd_cloexec(&listener, 3)?;
+        Ok(Some(Self {
+            listener,
+            command: EngineCommand::configured(),
+            engine: None,
+            backoff: Backoff::default(),
+            last_end: String::new(),
+            _descriptor_3: descriptor_3,
+            _lock: lock,
+        }))
+    }
+
+    fn run(&mut self) {
+        while !BackgroundWorker::sigterm_received() {
+            if BackgroundWorker::sighup_received() {
+                self.reload();
+            }
+            self.reap();
+            if let Some(engine) = &self.engine {
+                let timeout = engine.enforce_stop();
+                wait(None, timeout);
+            } else {
+                self.wait_for_connection();
+            }
+        }
+    }
+
+    fn wait_for_connection(&mut self) {
+        let pause = self.backoff.remaining(Instant::now());
+        let connection = Some((self.listener.as_fd(), Interest::Readable));
+        if !wait(connection, pause) {
+            return;
+        }
+        match self.backoff.remaining(Instant::now()) {
+            Some(left) => self.refuse(self.keeps_ending(left)),
+            None => self.start_engine(),
+        }
+    }
+
+    fn start_engine(&mut self) {
+        match EngineProcess::start(&self.command, self.listener.as_fd()) {
+            Ok(engine) => {
+                let pid = engine.pid();
+                self.engine = Some(engine);
+                log!("ner_retriever: engine started (PID {pid})");
+                if let Err(error) = fs::write(paths::PID_FILE, pid.to_string()) {
+                    log!(
+                        "ner_retriever: could not write \"{}\": {error}",
+                        paths::PID_FILE
+                    );
+                }
+            }
+            Err(error) => {
+                let refusal = self.cannot_start(&error);
+                log!("ner_retriever: {refusal}");
+                self.refuse(refusal);
+            }
+        }
+    }
+
+    fn reload(&mut self) {
+        // SAFETY: the main loop of a worker is where configuration is reloaded.
+        unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+        // Whatever made the engine end may have been repaired.
+        self.backoff.reset();
+        let command = EngineCommand::configured();
+        if command == self.command {
+            return;
+        }
+        self.command = command;
+        if let Some(engine) = &mut self.engine {
+            log!("ner_retriever: settings have changed, the engine will be started anew");
+            engine.stop();
+        }
+    }
+
+    fn reap(&mut self) {
+        let Some(engine) = &mut self.engine else {
+            return;
+        };
+        let status = match engine.try_reap() {
+            Ok(None) => return,
+            Ok(Some(status)) => Some(status),
+            Err(error) => {
+                log!("ner_retriever: lost track of the engine: {error}");
+                None
+            }
+        };
+        let lifetime = engine.lifetime();
+        let as_it_should = status.is_some_and(|status| engine.may_end_with(status));
+        self.engine = None;
+        self.forget_pid();
+        let ended = status.map_or_else(|| "unknown status".to_owned(), |status| status.to_string());
+        log!("ner_retriever: engine ended ({ended})");
+        if as_it_should {
+            self.backoff.reset();
+        } else {
+            self.last_end = ended;
+            self.backoff.abnormal_end(lifetime, Instant::now());
+        }
+    }
+
+    /// Answers a connection that waits: it must not hang while no engine may start. The frame is
+    /// small enough for any socket buffer; a client that has gone needs no answer.
+    fn refuse(&self, refusal: EngineError) {
+        if let (Ok(frame), Ok((stream, _))) = (
+            frame::encode(&Response::Error(refusal)),
+            self.listener.accept(),
+        ) {
+            let _ = rustix::net::send(&stream, &frame, rustix::net::SendFlags::NOSIGNAL);
+        }
+    }
+
+    fn keeps_ending(&self, left: Duration) -> EngineError {
+        let ends = self.backoff.abnormal_ends();
+        let message = format!(
+            "the engine has ended abnormally {ends} times in quick succession, last with {}",
+            self.last_end
+        );
+        EngineError::new(ErrorKind::Internal, message).hint(format!(
+            "The server log says why. The engine may start again in {} s, or at once after pg_reload_conf().",
+            left.as_secs() + 1
+        ))
+    }
+
+    fn cannot_start(&self, error: &io::Error) -> EngineError {
+        let program = self.command.program().to_string_lossy();
+        let message = format!("could not start the engine \"{program}\": {error}");
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
+                EngineError::new(ErrorKind::EngineNotFound, message).hint(
+                    "Install the engine there (make install), or set ner_retriever.engine to where it is.",
+                )
+            }
+            io::ErrorKind::OutOfMemory => EngineError::new(ErrorKind::OutOfMemory, message),
+            _ => EngineError::new(ErrorKind::Internal, message),
+        }
+    }
+
+    /// Ends the engine and removes what tells sessions of it. Takes at most 4 seconds.
+    fn shut_down(mut self) {
+        let _ = remove(SOCKET_PATH);
+        if let Some(engine) = &mut self.engine {
+            engine.stop();
+            let mut killed = None;
+            while let Ok(None) = engine.try_reap() {
+                let timeout = engine.enforce_stop().unwrap_or_else(|| {
+                    killed.get_or_insert_with(Instant::now);
+                    Duration::from_millis(20)
+                });
+                if killed.is_some_and(|killed| killed.elapsed() > REAP_LIMIT) {
+                    break;
+                }
+                wait(None, Some(timeout));
+            }
+        }
+        self.forget_pid();
+    }
+
+    fn forget_pid(&self) {
+        if let Err(error) = remove(paths::PID_FILE) {
+            log!(
+                "ner_retriever: could not remove \"{}\": {error}",
+                paths::PID_FILE
+            );
+        }
+    }
+}
+
+/// Removes a file that may be missing.
+fn remove(path: &str) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

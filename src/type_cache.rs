@@ -1,0 +1,99 @@
+//! Type embeddings of this session. `ner_type_embedding` in ORDER BY is evaluated for every row when
+//! the planner chooses a sequential scan; only the first evaluation may cost a round trip.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::OsString;
+
+use pgrx::pg_sys;
+use rustix::process::Pid;
+
+use crate::{gucs, paths};
+
+/// More types than a session asks for by hand; 2 MB at 500 dimensions.
+const MAX_ENTRIES: usize = 1024;
+
+thread_local! {
+    static CACHE: RefCell<TypeCache> = RefCell::default();
+}
+
+#[derive(Default)]
+struct TypeCache {
+    embeddings: HashMap<String, Vec<f32>>,
+    fingerprint: String,
+    source: Source,
+    /// Start of the statement that last compared `source` with what is.
+    checked_in: pg_sys::TimestampTz,
+}
+
+/// What the entries come from. An engine that just ended may have answered after a reload that
+/// changed the model, so the settings alone do not tell.
+#[derive(Default, PartialEq)]
+struct Source {
+    model: Option<OsString>,
+    head: Option<OsString>,
+    engine: Option<Pid>,
+}
+
+impl Source {
+    fn current() -> Self {
+        Self {
+            model: gucs::model(),
+            head: gucs::head(),
+            engine: paths::engine_pid(),
+        }
+    }
+
+    /// Whether the next engine would give what `self` gave: an engine that has ended leaves no
+    /// doubt unless another has taken its place.
+    fn still_holds(&self, current: &Self) -> bool {
+        self.model == current.model
+            && self.head == current.head
+            && (current.engine.is_none() || self.engine == current.engine)
+    }
+}
+
+/// A type's embedding, if this session has asked for it before and nothing has changed since.
+pub fn get(name: &str) -> Option<Vec<f32>> {
+    CACHE.with_borrow_mut(|cache| {
+        cache.check();
+        cache.embeddings.get(name).cloned()
+    })
+}
+
+/// Keeps what the engine just answered.
+pub fn insert(fingerprint: String, name: String, embedding: Vec<f32>) {
+    CACHE.with_borrow_mut(|cache| {
+        let source = Source::current();
+        let same = cache.fingerprint == fingerprint && cache.source == source;
+        if !same || cache.embeddings.len() >= MAX_ENTRIES {
+            cache.embeddings.clear();
+        }
+        cache.fingerprint = fingerprint;
+        cache.source = source;
+        cache.embeddings.insert(name, embedding);
+    });
+}
+
+/// Drops all entries if they are another model's than the one that just answered.
+pub fn saw_fingerprint(fingerprint: &str) {
+    CACHE.with_borrow_mut(|cache| {
+        if cache.fingerprint != fingerprint {
+            cache.embeddings.clear();
+        }
+    });
+}
+
+impl TypeCache {
+    /// Once a statement: within one, a stable function gives one result.
+    fn check(&mut self) {
+        // SAFETY: reads a variable of this process.
+        let statement = unsafe { pg_sys::GetCurrentStatementStartTimestamp() };
+        if self.checked_in != statement && !self.embeddings.is_empty() {
+            if !self.source.still_holds(&Source::current()) {
+                self.embeddings.clear();
+            }
+            self.checked_in = statement;
+        }
+    }
+}
