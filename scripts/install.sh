@@ -23,7 +23,7 @@ find_server() {
   # The list of installed files, without DESTDIR: what uninstall removes, one path a line.
   MANIFEST=$SHARE/ner_retriever/installed-files
   [[ " $SUPPORTED_MAJORS " == *" $MAJOR "* ]] ||
-    die "$PG_CONFIG_PATH belongs to $("$PG_CONFIG_PATH" --version)" "Supported are PostgreSQL $SUPPORTED_MAJORS."
+    die "$PG_CONFIG_PATH belongs to $("$PG_CONFIG_PATH" --version | head -n 1)" "Supported are PostgreSQL $SUPPORTED_MAJORS."
   # The bindings differ between majors: builds for others never share a folder with the default one.
   EXTENSION_TARGET=$CARGO_TARGET_DIR
   [ "$MAJOR" = "${POSTGRES_VERSION%%.*}" ] || EXTENSION_TARGET=$CARGO_TARGET_DIR/pg$MAJOR

@@ -310,6 +310,7 @@ case $COMMAND in
     start
     ;;
   restart)
+    check_installed
     take_lock "instance-$NAME"
     stop
     start

@@ -31,27 +31,24 @@ pub extern "C-unwind" fn ner_retriever_supervisor_main(argument: pg_sys::Datum) 
     BackgroundWorker::attach_signal_handlers(
         SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM | SignalWakeFlags::SIGCHLD,
     );
-    match Supervisor::new() {
+    // With 0 the postmaster forgets the worker, and the next session registers another; with 1 it
+    // starts it again, unless the server is shutting down.
+    let end = c_int::from(origin == Origin::Preload);
+    let code = match Supervisor::new() {
         Ok(Some(mut supervisor)) => {
             supervisor.run();
             supervisor.shut_down();
+            end
         }
         // Another one runs.
-        Ok(None) => exit(0),
+        Ok(None) => 0,
         Err(error) => {
             log!("ner_retriever: could not listen on \"{SOCKET_PATH}\": {error}");
+            end
         }
-    }
-    // With 0 the postmaster forgets the worker, and the next session registers another; with 1 it
-    // starts it again, unless the server is shutting down.
-    exit(c_int::from(origin == Origin::Preload));
-}
-
-fn exit(code: c_int) -> ! {
-    // SAFETY: the regular way out of a server process; it does not return, and what this process
-    // holds goes with it.
+    };
+    // SAFETY: the regular way out of a server process; nothing is left to be dropped.
     unsafe { pg_sys::proc_exit(code) };
-    unreachable!("proc_exit has returned")
 }
 
 struct Supervisor {

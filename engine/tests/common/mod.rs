@@ -1,0 +1,102 @@
+//! A small real checkpoint and heads for it.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{DType, Device, Tensor, safetensors};
+use ner_retriever_engine::{
+    head::{
+        BaseModelReference, DESCRIPTION, DetectorDescription, HeadDescription,
+        ProjectionDescription, Representation,
+    },
+    mentions::candidates::MAX_WORDS,
+    model::Checkpoint,
+    projection::ProjectionKind,
+};
+
+/// Width of the checkpoint's V vectors.
+pub const KV_DIM: usize = 32;
+const HIDDEN_SIZE: usize = 64;
+const UNITS: usize = 8;
+
+/// The Llama-3-style checkpoint of the golden files.
+pub fn checkpoint() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_llama3")
+}
+
+/// Writes a head for [`checkpoint`] whose probe takes every span with a probability that depends on
+/// its tokens, and whose projection changes nothing but the vectors' length.
+pub fn write_head(folder: &Path) -> HeadDescription {
+    fs::create_dir_all(folder).unwrap();
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+    let waves = |rows: usize, columns: usize| {
+        let values: Vec<f32> = (0..rows * columns).map(|i| (i as f32).sin()).collect();
+        Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
+    };
+    let save = |tensors: &[(&str, Tensor)], file: &str| {
+        let tensors: HashMap<String, Tensor> = tensors
+            .iter()
+            .map(|(name, t)| ((*name).to_owned(), t.clone()))
+            .collect();
+        safetensors::save(&tensors, folder.join(file)).unwrap();
+    };
+    save(
+        &[
+            ("net.0.weight", zeros(&[4, KV_DIM])),
+            ("net.0.bias", zeros(&[4])),
+            ("net.3.weight", zeros(&[KV_DIM, 4])),
+            ("net.3.bias", zeros(&[KV_DIM])),
+            ("center.mentions", zeros(&[KV_DIM])),
+            ("center.types", zeros(&[KV_DIM])),
+        ],
+        "projection.safetensors",
+    );
+    save(
+        &[
+            ("mean", zeros(&[HIDDEN_SIZE])),
+            ("scale", (zeros(&[HIDDEN_SIZE]) + 1.0).unwrap()),
+            ("tokens", waves(5 * UNITS, HIDDEN_SIZE)),
+            ("width", zeros(&[MAX_WORDS, UNITS])),
+            ("output", waves(UNITS, 1)),
+            ("bias", zeros(&[1])),
+        ],
+        "mentions.safetensors",
+    );
+    let hash = Checkpoint::open(&checkpoint(), &Device::Cpu)
+        .unwrap()
+        .hash()
+        .to_owned();
+    let description = HeadDescription {
+        name: "test".to_owned(),
+        base_model: BaseModelReference {
+            name: "tiny Llama 3".to_owned(),
+            hash: Some(hash),
+        },
+        block: 3,
+        representation: Representation::SpanEnd,
+        projection: ProjectionDescription {
+            kind: ProjectionKind::Residual,
+            file: "projection.safetensors".to_owned(),
+            input_dims: KV_DIM,
+            dims: KV_DIM,
+        },
+        detector: Some(DetectorDescription {
+            block: 2,
+            file: "mentions.safetensors".to_owned(),
+            threshold: 0.01,
+        }),
+        query_form: "{type}".to_owned(),
+        provenance: serde_json::Value::Null,
+    };
+    describe(folder, &description);
+    description
+}
+
+/// Writes a head's description.
+pub fn describe(folder: &Path, description: &HeadDescription) {
+    let json = serde_json::to_string(description).unwrap();
+    fs::write(folder.join(DESCRIPTION), json).unwrap();
+}
