@@ -35,7 +35,7 @@ engine-path: ## build the engine if needed and print its path
 eval: ## score the default head; make eval ARGS='--corpus FILE --types NAMES.json --spans gold --json'
 	@scripts/engine.sh eval $(ARGS)
 
-train: ## train a head; ARGS are those of ner-retriever-engine train (docs/training.md)
+train: ## train a head; make train ARGS=--help; a head's head.json names the command that made it
 	@scripts/engine.sh train $(ARGS)
 
 build: ## build extension and engine for the server of PG_CONFIG

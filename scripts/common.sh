@@ -81,8 +81,9 @@ pg_major() { "$1" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/'; }
 # Holds the lock NAME until the script ends. Descriptor 9 must be closed for every process that
 # outlives the script (9>&-), or it would keep the lock.
 take_lock() {
-  mkdir -p "$CACHE/locks" || die "cannot write to the cache folder $CACHE" \
-    "Set NER_RETRIEVER_CACHE to a folder of your own."
+  if ! mkdir -p "$CACHE/locks" 2>/dev/null || ! touch "$CACHE/locks/$1" 2>/dev/null; then
+    die "cannot write to the cache folder $CACHE" "Set NER_RETRIEVER_CACHE to a folder of your own."
+  fi
   exec 9>"$CACHE/locks/$1"
   if ! flock --nonblock 9; then
     say "waiting for another run that holds $CACHE/locks/$1"

@@ -1,0 +1,9 @@
+//! What the tests share: private servers, their processes, and what a session says.
+//!
+//! The tests need an installed extension and `scripts/server.sh`; `make test` gives them both.
+
+pub mod processes;
+pub mod server;
+pub mod session;
+pub mod texts;
+pub mod wait;

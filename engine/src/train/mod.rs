@@ -8,6 +8,7 @@ mod projection;
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -60,9 +61,9 @@ pub struct TrainOptions {
     /// 0-based block whose incoming hidden states the probe reads
     #[arg(long)]
     pub probe_block: usize,
-    /// Random texts of each corpus
+    /// Random texts of each corpus (given once for all corpora, or once per corpus in their order)
     #[arg(long)]
-    pub limit: Option<usize>,
+    pub limit: Vec<usize>,
     /// Share of the texts that are lower-cased
     #[arg(long, default_value_t = 0.0)]
     pub lower_case: f64,
@@ -206,7 +207,12 @@ fn write(
     let unwritable =
         |e: std::io::Error| invalid(format!("cannot write \"{}\": {e}", out.display()));
     fs::create_dir_all(out).map_err(unwritable)?;
-    let save = |tensors, file: &str| safetensors::save(&tensors, out.join(file)).map_err(compute);
+    let save = |tensors, file: &str| {
+        let path = out.join(file);
+        safetensors::save(&tensors, &path).map_err(compute)?;
+        // The library makes the file readable by its owner alone; the server is another user.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).map_err(unwritable)
+    };
     save(
         projection.projection.tensors(),
         &description.projection.file,
@@ -223,9 +229,10 @@ fn write(
 fn corpora(options: &TrainOptions) -> Result<(Vec<Document>, TypeNames)> {
     let mut documents = Vec::new();
     let mut names = TypeNames::new();
-    for path in &options.corpus {
+    for (number, path) in options.corpus.iter().enumerate() {
         let corpus = corpus::read(path)?;
-        documents.extend(corpus::sample(corpus, options.limit, options.seed));
+        let limit = options.limit.get(number).or(options.limit.first());
+        documents.extend(corpus::sample(corpus, limit.copied(), options.seed));
         names.extend(corpus::read_type_names(&options.types, path)?);
     }
     corpus::lower_case(&mut documents, options.lower_case, options.seed);

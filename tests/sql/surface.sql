@@ -1,0 +1,42 @@
+-- What the extension adds to a database.
+\dx+ ner_retriever
+\df ner_*
+
+-- Volatility, parallel safety, cost and rows tell the planner how often it may call a model.
+select oid::regprocedure as function, provolatile as volatility, proparallel as parallel,
+       proisstrict as strict, procost as cost, prorows as rows, prosecdef as definer
+from pg_proc where proname like 'ner\_%' order by function::text;
+
+select oid::regprocedure as function, obj_description(oid, 'pg_proc') as comment
+from pg_proc where proname like 'ner\_%' order by function::text;
+
+-- Nobody needs a privilege to call them.
+select bool_and(has_function_privilege('public', oid, 'execute')) as for_everyone
+from pg_proc where proname like 'ner\_%';
+
+-- The settings, of which one is a session's own.
+load 'ner_retriever';
+select name, setting, unit, context, vartype from pg_settings
+where name like 'ner\_retriever.%' order by name;
+select name, short_desc, extra_desc from pg_settings
+where name like 'ner\_retriever.%' order by name;
+
+-- Names that are not settings are refused.
+set ner_retriever.modle = 'x';
+set ner_retriever.batch_tokens = 100;
+set ner_retriever.request_timeout = '-1';
+set ner_retriever.request_timeout = '2min';
+show ner_retriever.request_timeout;
+
+-- It can be dropped and created again, together with what it needs.
+create database another;
+\connect another
+create extension ner_retriever;
+create extension ner_retriever cascade;
+create table entities (name text, embedding vector);
+insert into entities select 'nothing', ner_type_embedding(null);
+drop extension vector;
+drop extension ner_retriever;
+select * from entities;
+create extension ner_retriever;
+select ner_type_embedding(null) is null as works;
