@@ -42,13 +42,18 @@ set ner_retriever.model = 'mine.gguf';
 set ner_retriever.device = 'cpu';
 \echo :LAST_ERROR_SQLSTATE
 
--- A model that is not there, and the default again.
+-- A model that is not there, and the default again. A reload ends the engine.
+set statement_timeout = '1min';
 alter system set ner_retriever.model = '/nowhere/model.gguf';
 select pg_reload_conf();
-select pg_sleep(1);
+do $$ begin
+    while (select state from ner_engine_status()) <> 'stopped' loop perform pg_sleep(0.05); end loop;
+end $$;
 select ner_type_embedding('city');
 \echo :LAST_ERROR_SQLSTATE
 alter system reset ner_retriever.model;
 select pg_reload_conf();
-select pg_sleep(1);
+do $$ begin
+    while (select state from ner_engine_status()) <> 'stopped' loop perform pg_sleep(0.05); end loop;
+end $$;
 select vector_dims(ner_type_embedding('city')) > 1 as works;

@@ -20,11 +20,11 @@ from ner_entity_embeddings('Zoë met Ada 🦕 in Rome',
 select entity from ner_entity_embeddings(E'\x01 a\\b <|endoftext|> cafe\u0301',
     array[int4range(2, 5), '[6,19)', '[20,25)']);
 
--- A lateral join over a table keeps rows without mentions when asked to.
+-- A left join keeps the rows of a table that have no mentions.
 create temporary table texts (id int, body text);
-insert into texts values (1, 'Rome'), (2, ''), (3, null);
-select id, entity from texts
-left join lateral ner_entity_embeddings(body, array[int4range(0, length(body))]) on body <> ''
+insert into texts values (1, 'Rome'), (2, null), (3, 'Oslo'), (4, ' Rome ');
+select id, entity, start_char from texts
+left join lateral ner_entity_embeddings(body, array[int4range(0, length(body))]) on true
 order by id;
 
 -- One embedding for a type, of the engine's dimensions.

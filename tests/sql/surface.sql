@@ -3,12 +3,12 @@
 \df ner_*
 
 -- Volatility, parallel safety, cost and rows tell the planner how often it may call a model.
-select oid::regprocedure as function, provolatile as volatility, proparallel as parallel,
+select oid::regprocedure::text as function, provolatile as volatility, proparallel as parallel,
        proisstrict as strict, procost as cost, prorows as rows, prosecdef as definer
-from pg_proc where proname like 'ner\_%' order by function::text;
+from pg_proc where proname like 'ner\_%' order by function;
 
-select oid::regprocedure as function, obj_description(oid, 'pg_proc') as comment
-from pg_proc where proname like 'ner\_%' order by function::text;
+select oid::regprocedure::text as function, obj_description(oid, 'pg_proc') as comment
+from pg_proc where proname like 'ner\_%' order by function;
 
 -- Nobody needs a privilege to call them.
 select bool_and(has_function_privilege('public', oid, 'execute')) as for_everyone
@@ -24,7 +24,6 @@ where name like 'ner\_retriever.%' order by name;
 -- Names that are not settings are refused.
 set ner_retriever.modle = 'x';
 set ner_retriever.batch_tokens = 100;
-set ner_retriever.request_timeout = '-1';
 set ner_retriever.request_timeout = '2min';
 show ner_retriever.request_timeout;
 
