@@ -22,7 +22,8 @@ given() {
   return 1
 }
 
-# Runs the engine's command $1 with the default model where the caller names no other.
+# Runs the engine's command $1 with the default model, head and feature cache where the caller names
+# no others.
 run_with_defaults() {
   local command=$1 defaults=()
   shift
@@ -30,9 +31,10 @@ run_with_defaults() {
     MODEL='' "$REPO/scripts/setup.sh" model
     defaults+=(--model "$MODEL_FILE")
   }
-  if [ "$command" = eval ]; then
-    given --head "$@" || defaults+=(--head "$HEAD_FOLDER")
-  fi
+  case $command in
+    eval) given --head "$@" || defaults+=(--head "$HEAD_FOLDER") ;;
+    train) given --cache "$@" || defaults+=(--cache "$CACHE/features") ;;
+  esac
   exec "$ENGINE_BINARY" "$command" "${defaults[@]}" "$@"
 }
 

@@ -251,3 +251,8 @@ impl From<ProjectionForm> for ProjectionKind {
 fn invalid(problem: String) -> EngineError {
     EngineError::new(ErrorKind::InvalidSetting, problem)
 }
+
+/// A score as the provenance shows it.
+fn rounded(score: f64) -> f64 {
+    (score * 1e4).round() / 1e4
+}

@@ -8,7 +8,7 @@ use ner_retriever_protocol::Span;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::json;
 
-use super::{TrainOptions, optimizer::Schedule};
+use super::{TrainOptions, optimizer::Schedule, rounded};
 use crate::{
     corpus::Document,
     error::{Result, compute},
@@ -34,7 +34,7 @@ pub struct Trained {
     pub probe: Probe,
     /// Least probability of a mention.
     pub threshold: f32,
-    /// For the provenance: losses, and scores on held-out texts by threshold.
+    /// For the provenance: losses, and scores on held-out texts.
     pub summary: serde_json::Value,
 }
 
@@ -66,12 +66,20 @@ pub fn train(
     let curve = threshold_curve(held_out, &probe).map_err(compute)?;
     let best = curve.iter().max_by(|a, b| a.1.f1.total_cmp(&b.1.f1));
     let threshold = options.threshold.or(best.map(|best| best.0)).unwrap_or(0.5);
+    eprintln!("threshold  precision  recall     F1  coverage  mentions/text  (held-out texts)");
+    for (threshold, s) in &curve {
+        eprintln!(
+            "{threshold:>9.2}  {:>9.3}  {:>6.3}  {:>5.3}  {:>8.3}  {:>13.2}",
+            s.precision, s.recall, s.f1, s.coverage, s.mentions_per_text
+        );
+    }
     let parameters: usize = probe.tensors().values().map(Tensor::elem_count).sum();
     let summary = json!({
         "parameters": parameters,
-        "loss_by_epoch": losses,
+        "loss_by_epoch": losses.iter().map(|loss| rounded(*loss)).collect::<Vec<_>>(),
         "held_out_texts": held_out.len(),
-        "held_out_by_threshold": curve,
+        "best_held_out_f1": best.map(|(_, scores)| rounded(scores.f1)),
+        "coverage_at_best_f1": best.map(|(_, scores)| rounded(scores.coverage)),
     });
     Ok(Trained {
         probe,

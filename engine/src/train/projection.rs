@@ -10,7 +10,7 @@ use rand::{
 };
 use serde_json::json;
 
-use super::{Loss, ProjectionForm, TrainOptions, dataset::Dataset, optimizer::Schedule};
+use super::{Loss, ProjectionForm, TrainOptions, dataset::Dataset, optimizer::Schedule, rounded};
 use crate::{
     error::{Result, compute},
     eval::ranking::{best_per_text, r_precision},
@@ -37,7 +37,7 @@ pub fn train(dataset: &Dataset, options: &TrainOptions) -> Result<Trained> {
     let held_out = (types.len() as f64 * options.held_out_types) as usize;
     let (valid, rest) = types.split_at(held_out.min(types.len().saturating_sub(2)));
     let mut best = (0, f64::NEG_INFINITY);
-    let mut curve = Vec::new();
+    let mut untrained = None;
     if valid.is_empty() {
         best.0 = options.steps;
     } else {
@@ -48,7 +48,8 @@ pub fn train(dataset: &Dataset, options: &TrainOptions) -> Result<Trained> {
             options.steps,
             &mut |step, projection| {
                 let score = score(dataset, valid, projection)?;
-                curve.push((step, (score * 1e4).round() / 1e4));
+                eprintln!("step {step:>5}: held-out types {score:.4}");
+                untrained.get_or_insert(score);
                 if score > best.1 {
                     best = (step, score);
                 }
@@ -61,7 +62,8 @@ pub fn train(dataset: &Dataset, options: &TrainOptions) -> Result<Trained> {
     let summary = json!({
         "steps": best.0,
         "held_out_types": valid.iter().map(|&kind| &dataset.type_names()[kind]).collect::<Vec<_>>(),
-        "held_out_macro_r_precision_by_step": curve,
+        "held_out_macro_r_precision": untrained.map(|_| rounded(best.1)),
+        "held_out_macro_r_precision_untrained": untrained.map(rounded),
     });
     Ok(Trained {
         projection,
