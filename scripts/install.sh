@@ -53,12 +53,28 @@ build() {
 
 # --- copy ------------------------------------------------------------------------------------------
 
+# Before PostgreSQL 16 a script cannot name the schema of another extension; there the types are found
+# through the search path that CREATE EXTENSION sets, which includes pgvector's schema.
+sql_folder() {
+  local file folder=$EXTENSION_TARGET/sql
+  if [ "$MAJOR" -ge 16 ]; then
+    printf '%s\n' "$REPO/sql"
+    return
+  fi
+  mkdir -p "$folder"
+  for file in "$REPO"/sql/ner_retriever--*.sql; do
+    sed 's/@extschema:vector@\.//' "$file" >"$folder/$(basename "$file")"
+  done
+  printf '%s\n' "$folder"
+}
+
 # Lists what belongs into the server, one "MODE SOURCE<tab>FOLDER" a line.
 plan() {
   local file
   printf '755 %s\t%s\n' "$EXTENSION_TARGET/release/libner_retriever.so" "$PACKAGE_LIBRARIES"
   printf '755 %s\t%s\n' "$ENGINE_BINARY" "$PACKAGE_LIBRARIES"
-  for file in "$REPO/ner_retriever.control" "$REPO"/sql/ner_retriever--*.sql; do
+  printf '644 %s\t%s\n' "$REPO/ner_retriever.control" "$SHARE/extension"
+  for file in "$(sql_folder)"/ner_retriever--*.sql; do
     printf '644 %s\t%s\n' "$file" "$SHARE/extension"
   done
   for file in "$HEAD_FOLDER"/*; do

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ner_retriever_protocol::frame::{self, FrameError, HEADER_BYTES};
-use ner_retriever_protocol::{Request, Response, SOCKET_PATH};
+use ner_retriever_protocol::{Request, Response, SOCKET_PATH, STATUS_SOCKET_PATH};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv,
@@ -41,14 +41,15 @@ pub fn ask(request: &Request) -> Result<Response, Error> {
     Err(Error::EngineEnded)
 }
 
-/// Sends a request to an engine that runs already. `None` when there is none, or it has ended.
+/// Sends a request to an engine that runs already, on its own socket, so that none is started.
+/// `None` when there is none, or it has ended.
 ///
 /// # Errors
 /// As [`ask`].
 pub fn ask_if_running(request: &Request) -> Result<Option<Response>, Error> {
     let frame = encode(request)?;
     let deadline = Deadline::from_settings();
-    let socket = match try_connect() {
+    let socket = match try_connect(STATUS_SOCKET_PATH) {
         Ok(socket) => socket,
         Err(Errno::NOENT | Errno::CONNREFUSED) => return Ok(None),
         Err(error) => return Err(Error::Unreachable(error.into())),
@@ -110,7 +111,7 @@ impl Deadline {
 fn connect_or_start(deadline: &Deadline) -> Result<OwnedFd, Error> {
     let mut starter = Starter::default();
     loop {
-        match try_connect() {
+        match try_connect(SOCKET_PATH) {
             Ok(socket) => return Ok(socket),
             // The backlog is full: the engine takes connections from it as fast as it can.
             Err(Errno::AGAIN | Errno::INTR) => {}
@@ -122,10 +123,10 @@ fn connect_or_start(deadline: &Deadline) -> Result<OwnedFd, Error> {
 }
 
 /// One connect that neither waits nor leaks into child processes.
-fn try_connect() -> rustix::io::Result<OwnedFd> {
+fn try_connect(path: &str) -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    connect(&socket, &SocketAddrUnix::new(SOCKET_PATH)?)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket)
 }
 

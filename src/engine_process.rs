@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use ner_retriever_protocol::STATUS_SOCKET_PATH;
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 
 use crate::{gucs, paths};
@@ -34,8 +35,9 @@ impl EngineCommand {
         let model = gucs::model().unwrap_or_else(|| paths::shipped_model().into_os_string());
         let head = gucs::head().unwrap_or_else(|| paths::shipped_head().into_os_string());
         let program = gucs::engine().map_or_else(paths::shipped_engine, PathBuf::from);
-        let options: [(&str, OsString); 11] = [
+        let options: [(&str, OsString); 12] = [
             ("--listen-fd", number(LISTEN_FD)),
+            ("--status-socket", STATUS_SOCKET_PATH.into()),
             ("--model", model),
             ("--head", head),
             ("--device", gucs::device()),

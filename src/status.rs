@@ -8,11 +8,10 @@ use ner_retriever_protocol::{Request, Response, State, Status};
 use pgrx::datum::Interval;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use rustix::process::test_kill_process;
 
+use crate::client;
 use crate::errors::Error;
 use crate::text::ServerText;
-use crate::{client, paths};
 
 type StatusRow = TableIterator<
     'static,
@@ -70,12 +69,8 @@ fn ner_engine_status() -> Result<StatusRow, ErrorReport> {
     )))
 }
 
-/// `None` when no engine runs. The process is looked at first: a connection to a socket that no
-/// engine serves would make the supervisor start one.
+/// `None` when no engine runs.
 fn status() -> Result<Option<Status>, Error> {
-    if paths::engine_pid().is_none_or(|pid| test_kill_process(pid).is_err()) {
-        return Ok(None);
-    }
     match client::ask_if_running(&Request::Status)? {
         None => Ok(None),
         Some(Response::Status(status)) => Ok(Some(*status)),

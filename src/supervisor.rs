@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use ner_retriever_protocol::{EngineError, ErrorKind, Response, SOCKET_PATH, frame};
+use ner_retriever_protocol::{
+    EngineError, ErrorKind, Response, SOCKET_PATH, STATUS_SOCKET_PATH, frame,
+};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::prelude::*;
 
@@ -219,6 +221,7 @@ impl Supervisor {
     /// Ends the engine and removes what tells sessions of it. Takes at most 4 seconds.
     fn shut_down(mut self) {
         let _ = remove(SOCKET_PATH);
+        let _ = remove(STATUS_SOCKET_PATH);
         if let Some(engine) = &mut self.engine {
             engine.stop();
             let mut killed = None;

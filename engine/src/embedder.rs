@@ -103,6 +103,12 @@ impl Embedder {
     /// # Errors
     /// `OutOfMemory`, `Internal`.
     pub fn represent(&self, windows: &[&Window]) -> Result<Represented> {
+        if windows.is_empty() {
+            return Ok(Represented {
+                found: Vec::new(),
+                values: None,
+            });
+        }
         self.try_represent(windows).map_err(compute)
     }
 

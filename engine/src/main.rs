@@ -44,6 +44,9 @@ struct Serve {
     /// Descriptor of the listening socket
     #[arg(long)]
     listen_fd: i32,
+    /// Path of a socket to listen on as well, which ends with this engine
+    #[arg(long)]
+    status_socket: Option<PathBuf>,
     /// GGUF file or Hugging Face folder
     #[arg(long)]
     model: PathBuf,
@@ -134,7 +137,10 @@ fn main() -> ExitCode {
 fn serve(options: Serve) -> Result<(), EngineError> {
     let failed = |e: server::ServeError| EngineError::new(ErrorKind::Internal, e.to_string());
     server::prepare_process().map_err(failed)?;
-    let listener = server::inherited_listener(options.listen_fd).map_err(failed)?;
+    let mut listeners = vec![server::inherited_listener(options.listen_fd).map_err(failed)?];
+    if let Some(path) = &options.status_socket {
+        listeners.push(server::own_listener(path).map_err(failed)?);
+    }
     let threads = match options.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
@@ -159,7 +165,7 @@ fn serve(options: Serve) -> Result<(), EngineError> {
             device::select(&options.device)?,
         )
     };
-    server::serve(listener, serve_options, load).map_err(failed)
+    server::serve(&listeners, serve_options, load).map_err(failed)
 }
 
 fn train(options: &TrainOptions) -> Result<(), EngineError> {

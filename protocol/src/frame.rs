@@ -121,7 +121,10 @@ mod tests {
     fn a_frame_that_ends_early_is_an_error_at_every_length() {
         let frame = encode(&response()).unwrap();
         for cut in 1..frame.len() {
-            assert!(read::<Response>(&mut &frame[..cut]).is_err(), "cut at {cut}");
+            assert!(
+                read::<Response>(&mut &frame[..cut]).is_err(),
+                "cut at {cut}"
+            );
         }
     }
 

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 pub const SOCKET_DIR: &str = "ner_retriever";
 /// The listening socket in [`SOCKET_DIR`].
 pub const SOCKET_PATH: &str = "ner_retriever/engine.sock";
+/// The running engine's own socket in [`SOCKET_DIR`], for requests that must not start one: what
+/// connects to [`SOCKET_PATH`] while an engine ends would wait for the next.
+pub const STATUS_SOCKET_PATH: &str = "ner_retriever/status.sock";
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Request {

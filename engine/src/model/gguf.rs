@@ -176,7 +176,7 @@ fn config(content: &Content, path: &Path) -> Result<LlamaConfig> {
         head_dim: size("attention.key_length").unwrap_or(hidden_size / heads.max(1)),
         rms_norm_eps: optional("attention.layer_norm_rms_epsilon")
             .and_then(|value| value.to_f32().ok())
-            .map_or(1e-5, |eps| f64::from(eps)),
+            .map_or(1e-5, f64::from),
         rope_theta: optional("rope.freq_base")
             .and_then(|value| value.to_f32().ok())
             .map_or(10_000.0, f64::from),

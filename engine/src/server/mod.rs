@@ -26,7 +26,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::backend::Backend;
 use model_slot::ModelSlot;
-pub use process::{inherited_listener, prepare_process};
+pub use process::{inherited_listener, own_listener, prepare_process};
 use scheduler::Scheduler;
 use status::Counters;
 
@@ -68,34 +68,36 @@ pub enum ServeError {
     },
 }
 
-/// Serves connections of `listener` until the model has not been asked for `idle_timeout`;
-/// connections that come later stay in the socket's backlog for the next engine. `load` runs when
+/// Serves connections of all `listeners` until the model has not been asked for `idle_timeout`;
+/// connections that come later stay in the backlog of an inherited socket for the next engine. `load` runs when
 /// the first request needs the model and again after a failure; its error goes to all who wait.
 ///
 /// # Errors
 /// `Io` when the listening socket fails; the connections that are open are served first.
 pub fn serve<B: Backend>(
-    listener: UnixListener,
+    listeners: &[UnixListener],
     options: ServeOptions,
     load: impl Fn() -> Result<B, EngineError> + Send + Sync + 'static,
 ) -> Result<(), ServeError> {
-    serve_with(&listener, options, CLIENT_TIMEOUT, load)
+    serve_with(listeners, options, CLIENT_TIMEOUT, load)
 }
 
 /// [`serve`] with a chosen time for clients to send their request and to take their answer.
 fn serve_with<B: Backend>(
-    listener: &UnixListener,
+    listeners: &[UnixListener],
     options: ServeOptions,
     client_timeout: Duration,
     load: impl Fn() -> Result<B, EngineError> + Send + Sync + 'static,
 ) -> Result<(), ServeError> {
     // A connection that poll announced may be gone by the time of the accept, which must not hang.
-    listener
-        .set_nonblocking(true)
-        .map_err(|source| ServeError::Io {
-            action: "configure the listening socket",
-            source,
-        })?;
+    for listener in listeners {
+        listener
+            .set_nonblocking(true)
+            .map_err(|source| ServeError::Io {
+                action: "configure the listening socket",
+                source,
+            })?;
+    }
     let counters = Arc::new(Counters::new());
     let (batch_tokens, model_counters) = (options.batch_tokens, Arc::clone(&counters));
     let server = Server {
@@ -110,7 +112,7 @@ fn serve_with<B: Backend>(
             Scheduler::start(load()?, batch_tokens, Arc::clone(&model_counters))
         }),
     };
-    thread::scope(|scope| accept_until_idle(scope, listener, &server))
+    thread::scope(|scope| accept_until_idle(scope, listeners, &server))
 }
 
 /// What all threads share.
@@ -181,29 +183,28 @@ impl<B: Backend> Server<B> {
 /// Accepting and deciding to exit happen on one thread: once it has decided, nobody accepts.
 fn accept_until_idle<'scope, B: Backend>(
     scope: &'scope thread::Scope<'scope, '_>,
-    listener: &UnixListener,
+    listeners: &[UnixListener],
     server: &'scope Server<B>,
 ) -> Result<(), ServeError> {
     loop {
-        let ready = wait_readable(listener, server.until_idle())?;
-        if !ready {
-            if server.is_idle() {
-                return Ok(());
-            }
-            continue;
+        let ready = wait_readable(listeners, server.until_idle())?;
+        if ready.is_empty() && server.is_idle() {
+            return Ok(());
         }
-        match listener.accept() {
-            Ok((stream, _)) => spawn(scope, server, Arc::new(stream)),
-            Err(error) if is_transient(&error) => {}
-            Err(error) if is_shortage(&error) => {
-                log(&format!("cannot accept a connection for now: {error}"));
-                thread::sleep(ACCEPT_PAUSE);
-            }
-            Err(source) => {
-                return Err(ServeError::Io {
-                    action: "accept a connection",
-                    source,
-                });
+        for listener in ready {
+            match listener.accept() {
+                Ok((stream, _)) => spawn(scope, server, Arc::new(stream)),
+                Err(error) if is_transient(&error) => {}
+                Err(error) if is_shortage(&error) => {
+                    log(&format!("cannot accept a connection for now: {error}"));
+                    thread::sleep(ACCEPT_PAUSE);
+                }
+                Err(source) => {
+                    return Err(ServeError::Io {
+                        action: "accept a connection",
+                        source,
+                    });
+                }
             }
         }
     }
@@ -245,16 +246,25 @@ fn spawn<'scope, B: Backend>(
     }
 }
 
-/// Waits until `listener` has a connection; false when `timeout` has passed.
-fn wait_readable(listener: &UnixListener, timeout: Option<Duration>) -> Result<bool, ServeError> {
+/// Waits for a connection; gives the listeners that have one, none when `timeout` has passed.
+fn wait_readable(
+    listeners: &[UnixListener],
+    timeout: Option<Duration>,
+) -> Result<Vec<&UnixListener>, ServeError> {
     // A timeout too long for the system is as good as none.
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-    match poll(
-        &mut [PollFd::new(listener, PollFlags::IN)],
-        timeout.as_ref(),
-    ) {
-        Ok(ready) => Ok(ready > 0),
-        Err(rustix::io::Errno::INTR) => Ok(false),
+    let mut fds: Vec<PollFd> = listeners
+        .iter()
+        .map(|listener| PollFd::new(listener, PollFlags::IN))
+        .collect();
+    match poll(&mut fds, timeout.as_ref()) {
+        Ok(_) => Ok(listeners
+            .iter()
+            .zip(&fds)
+            .filter(|(_, fd)| !fd.revents().is_empty())
+            .map(|(listener, _)| listener)
+            .collect()),
+        Err(rustix::io::Errno::INTR) => Ok(Vec::new()),
         Err(error) => Err(ServeError::Io {
             action: "wait for connections",
             source: error.into(),

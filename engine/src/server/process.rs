@@ -1,9 +1,10 @@
 //! The engine as a process: what it takes over from the supervisor, and how it ends.
 
-use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::{fs, io};
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::{
@@ -90,6 +91,23 @@ pub fn inherited_listener(fd: i32) -> Result<UnixListener, ServeError> {
     Ok(UnixListener::from(socket))
 }
 
+/// Listens at `path`, where an engine that ended may have left its socket. The folder is the
+/// server's data directory, so whoever can take the path's place can do anything already.
+///
+/// # Errors
+/// `Io` when the socket cannot be made.
+pub fn own_listener(path: &Path) -> Result<UnixListener, ServeError> {
+    let failed = |source| ServeError::Io {
+        action: "listen on the engine's own socket",
+        source,
+    };
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    UnixListener::bind(path).map_err(failed)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
@@ -105,6 +123,17 @@ mod tests {
         let path = folder.path().join("engine.sock");
         let fd = UnixListener::bind(&path).unwrap().into_raw_fd();
         let listener = inherited_listener(fd).unwrap();
+        let _client = UnixStream::connect(&path).unwrap();
+        listener.accept().unwrap();
+    }
+
+    #[test]
+    fn the_socket_of_an_engine_that_ended_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("status.sock");
+        drop(own_listener(&path).unwrap());
+        UnixStream::connect(&path).unwrap_err();
+        let listener = own_listener(&path).unwrap();
         let _client = UnixStream::connect(&path).unwrap();
         listener.accept().unwrap();
     }

@@ -67,7 +67,7 @@ impl Socket {
         load: impl Fn() -> Result<Toy, EngineError> + Send + Sync + 'static,
     ) -> JoinHandle<Result<(), ServeError>> {
         let listener = self.listener.try_clone().unwrap();
-        thread::spawn(move || super::serve_with(&listener, options, client_timeout, load))
+        thread::spawn(move || super::serve_with(&[listener], options, client_timeout, load))
     }
 
     fn serve(
@@ -76,7 +76,7 @@ impl Socket {
         load: impl Fn() -> Result<Toy, EngineError> + Send + Sync + 'static,
     ) -> JoinHandle<Result<(), ServeError>> {
         let listener = self.listener.try_clone().unwrap();
-        thread::spawn(move || super::serve(listener, options, load))
+        thread::spawn(move || super::serve(&[listener], options, load))
     }
 }
 

@@ -1,12 +1,12 @@
 //! Models, heads and settings that cannot be used: what a session is told, and that all is well again
 //! once they are put right.
 
-mod heads;
+mod head;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use heads::{TINY_DIMS, write_tiny_head};
+use head::{TINY_DIMS, write_tiny_head};
 use ner_retriever_tests::processes::ProcessId;
 use ner_retriever_tests::server::{Server, SharedServer, env_path};
 use ner_retriever_tests::session::{
