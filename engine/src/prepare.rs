@@ -123,6 +123,7 @@ fn detect(
                 bytes: word.bytes.clone(),
                 first: token(word.first),
                 last: token(word.last),
+                alphanumeric: word.alphanumeric,
             });
             let task = Task::Detect {
                 words: words.collect(),

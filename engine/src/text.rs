@@ -16,6 +16,8 @@ pub struct Word {
     pub first: usize,
     /// Token that holds the word's last byte.
     pub last: usize,
+    /// Whether it has a letter or a digit: punctuation alone is no mention.
+    pub alphanumeric: bool,
 }
 
 /// The words of a text, white space left out, with the tokens that hold them.
@@ -27,6 +29,7 @@ pub fn words(text: &str, encoded: &Encoded) -> Vec<Word> {
             Some(Word {
                 first: token_at(encoded, bytes.start)?,
                 last: token_at(encoded, bytes.end - 1)?,
+                alphanumeric: word.contains(char::is_alphanumeric),
                 bytes,
             })
         })

@@ -108,7 +108,7 @@ fn detected_mentions_are_exact_parts_of_the_text() {
 #[test]
 fn a_text_without_words_has_no_mentions() {
     let embedder = embedder();
-    for text in ["", " ", "\n\t  ", "\u{4}"] {
+    for text in ["", " ", "\n\t  ", "\u{4}", "... !? -- (+)"] {
         assert_eq!(mentions(&embedder, text, None).unwrap(), [], "{text:?}");
     }
 }

@@ -23,7 +23,7 @@ pub struct CandidateSpan {
 }
 
 impl Candidates {
-    /// Adds all spans of up to [`MAX_WORDS`] words of a sequence.
+    /// Adds all spans of up to [`MAX_WORDS`] words of a sequence that are not punctuation alone.
     ///
     /// `words` count tokens within the sequence (the first token is token 0), `offset` is the row
     /// of the sequence's first token, `length` its number of tokens.
@@ -36,7 +36,12 @@ impl Candidates {
         };
         for (first_word, first) in words.iter().enumerate() {
             let ends = words.iter().enumerate().skip(first_word).take(MAX_WORDS);
+            let mut alphanumeric = false;
             for (last_word, last) in ends {
+                alphanumeric |= last.alphanumeric;
+                if !alphanumeric {
+                    continue;
+                }
                 self.spans.push(CandidateSpan {
                     sequence,
                     first_word,
