@@ -10,10 +10,14 @@ use crate::{
     device,
     error::{EngineError, Result, compute},
     head::{self, Head, HeadDescription},
-    mentions::candidates::Candidates,
-    model::{BaseModel, Checkpoint, llama::Packed},
+    mentions::{candidates::Candidates, probe::Probe},
+    model::{
+        BaseModel, Checkpoint,
+        llama::{Packed, Wanted},
+    },
     prepare::{Prepared, Task, Window, finish, prepare},
     projection::Side,
+    representation::{Place, Representation, mention_suffixes, represent, type_suffixes, want},
 };
 
 /// A loaded base model and head.
@@ -21,7 +25,6 @@ pub struct Embedder {
     model: BaseModel,
     head: Head,
     info: ModelInfo,
-    device: Device,
 }
 
 /// What the model gave for a window.
@@ -57,7 +60,7 @@ impl From<Vec<(Range<usize>, f32)>> for WindowOutput {
 pub struct Represented {
     /// Per window: bytes and score of each mention.
     pub found: Vec<Vec<(Range<usize>, f32)>>,
-    /// The mentions' representations in the same order, `[mentions, kv_dim]`; `None` if there are
+    /// The mentions' representations in the same order, `[mentions, input_dims]`; `None` if there are
     /// no mentions.
     pub values: Option<Tensor>,
 }
@@ -75,18 +78,22 @@ impl Embedder {
         let head = Head::load(head, description, config.hidden_size, &device)?;
         let model_path = model.display().to_string();
         let model = checkpoint.load(head.description.last_block())?;
+        let representations = head
+            .description
+            .representations
+            .iter()
+            .map(Representation::block);
         Ok(Self {
             info: ModelInfo {
                 model: model_path,
                 head: head.description.name.clone(),
                 fingerprint: head::fingerprint(&model.hash, &head.hash),
                 device: device::name(&device),
-                block: head.description.block as u32,
+                block: representations.max().unwrap_or(0) as u32,
                 dims: head.description.projection.dims as u32,
             },
             model,
             head,
-            device,
         })
     }
 
@@ -109,7 +116,7 @@ impl Embedder {
                 values: None,
             });
         }
-        self.try_represent(windows).map_err(compute)
+        self.try_represent(windows)
     }
 
     /// Embeddings of a batch's mentions, in their order; type names are centred on their own mean.
@@ -140,62 +147,62 @@ impl Embedder {
         Ok(embeddings)
     }
 
-    fn try_represent(&self, windows: &[&Window]) -> candle_core::Result<Represented> {
+    fn try_represent(&self, windows: &[&Window]) -> Result<Represented> {
         let description = &self.head.description;
-        let probe = self.head.probe.as_ref().zip(description.detector.as_ref());
+        let representations = &description.representations;
+        let detector = self.head.probe.as_ref().zip(description.detector.as_ref());
         let detects = windows
             .iter()
             .any(|w| matches!(w.task, Task::Detect { .. }));
-        let hidden_at: Vec<usize> = probe
-            .iter()
-            .filter(|_| detects)
-            .map(|(_, detector)| detector.block)
-            .collect();
+        let mut wanted = Wanted::default();
+        if let Some((_, detector)) = detector.filter(|_| detects) {
+            wanted.hidden.push(detector.block);
+        }
+        want(representations, &mut wanted);
         let packed = Packed::new(windows.iter().map(|window| window.ids.as_slice()));
         let activations = self
             .model
             .llama
-            .forward(&packed, &hidden_at, &[description.block])?;
-        let mut candidates = Candidates::default();
-        let mut offset = 0;
-        for (index, window) in windows.iter().enumerate() {
-            if let Task::Detect { words, .. } = &window.task {
-                candidates.add(index, words, offset, window.ids.len());
-            }
-            offset += window.ids.len();
-        }
-        let (scores, threshold) = match (probe, activations.hidden.first()) {
+            .forward(&packed, &wanted)
+            .map_err(compute)?;
+        let proposals = match (detector, activations.hidden.first()) {
             (Some((probe, detector)), Some(hidden)) => {
-                (probe.score(hidden, &candidates)?, detector.threshold)
+                propose(windows, probe, detector.threshold, hidden).map_err(compute)?
             }
-            _ => (Vec::new(), 1.0),
+            _ => vec![Vec::new(); windows.len()],
         };
-        let mut proposals: Vec<Vec<(Range<usize>, f32)>> = vec![Vec::new(); windows.len()];
-        for (span, score) in candidates.spans.iter().zip(scores) {
-            if score >= threshold {
-                let words = span.first_word..span.last_word + 1;
-                proposals[span.sequence].push((words, score));
-            }
-        }
         let mut found = Vec::with_capacity(windows.len());
-        let mut ends: Vec<u32> = Vec::new();
+        let mut places = Vec::new();
         let mut offset = 0;
         for (window, proposals) in windows.iter().zip(&proposals) {
-            let (spans, tokens) = window.mentions(proposals);
+            let (spans, ends) = window.mentions(proposals);
+            let is_type = matches!(window.task, Task::Type);
+            for ((bytes, _), end) in spans.iter().zip(ends) {
+                let length = if is_type { 1 } else { window.ids.len() };
+                places.push(Place {
+                    end: offset + end,
+                    prefix: offset..offset + length,
+                    suffixes: if is_type {
+                        type_suffixes(&self.model, representations, &window.text)?
+                    } else {
+                        let mention = &window.text[bytes.clone()];
+                        mention_suffixes(&self.model, representations, mention)?
+                    },
+                });
+            }
             found.push(spans);
-            ends.extend(tokens.into_iter().map(|token| (offset + token) as u32));
             offset += window.ids.len();
         }
-        let values = match activations.values.first() {
-            Some(values) if !ends.is_empty() => {
-                Some(values.index_select(&Tensor::new(ends, &self.device)?, 0)?)
-            }
-            _ => None,
+        let values = if places.is_empty() {
+            None
+        } else {
+            let values = represent(&self.model, representations, &activations, &places);
+            Some(values.map_err(compute)?)
         };
         Ok(Represented { found, values })
     }
 
-    /// Embeddings of representations `[n, kv_dim]`.
+    /// Embeddings of representations `[n, input_dims]`.
     ///
     /// # Errors
     /// `OutOfMemory`, `Internal`.
@@ -256,4 +263,31 @@ impl Backend for Embedder {
     fn finish(&self, prepared: Prepared, outputs: Vec<WindowOutput>) -> Result<Output> {
         finish(prepared, outputs)
     }
+}
+
+/// Per window, the spans of words that the probe takes for mentions, with their probabilities;
+/// `hidden` is `[tokens, hidden_size]`.
+fn propose(
+    windows: &[&Window],
+    probe: &Probe,
+    threshold: f32,
+    hidden: &Tensor,
+) -> candle_core::Result<Vec<Vec<(Range<usize>, f32)>>> {
+    let mut candidates = Candidates::default();
+    let mut offset = 0;
+    for (index, window) in windows.iter().enumerate() {
+        if let Task::Detect { words, .. } = &window.task {
+            candidates.add(index, words, offset, window.ids.len());
+        }
+        offset += window.ids.len();
+    }
+    let scores = probe.score(hidden, &candidates)?;
+    let mut proposals = vec![Vec::new(); windows.len()];
+    for (span, score) in candidates.spans.iter().zip(scores) {
+        if score >= threshold {
+            let words = span.first_word..span.last_word + 1;
+            proposals[span.sequence].push((words, score));
+        }
+    }
+    Ok(proposals)
 }

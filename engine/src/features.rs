@@ -12,8 +12,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 
 use crate::{
+    corpus::Document,
     error::{EngineError, ErrorKind, Result, compute},
-    model::{BaseModel, MAX_WINDOW, identity::hex, llama::Packed},
+    model::{
+        BaseModel,
+        identity::hex,
+        llama::{Packed, Wanted},
+    },
+    representation::{Place, Representation, mention_suffixes, represent, want},
+    text::{char_starts, token_at},
     tokenizer::Encoded,
 };
 
@@ -23,15 +30,15 @@ const SHARD_TEXTS: usize = 512;
 const BATCH_TOKENS: usize = 2048;
 
 /// Which activations are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Blocks {
-    /// 0-based block whose V vectors are kept.
-    pub values: usize,
-    /// 0-based block whose incoming hidden states are kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kept {
+    /// What represents the labelled mentions.
+    pub representations: Vec<Representation>,
+    /// 0-based block whose incoming hidden states are kept of every token.
     pub hidden: usize,
 }
 
-/// Activations of every token of a list of texts; rows count the model's first token.
+/// What the probe and the projection are trained on; rows of tokens count the model's first token.
 pub struct Features {
     /// Per text.
     texts: Vec<TextFeatures>,
@@ -40,8 +47,9 @@ pub struct Features {
 /// Activations of one text.
 pub struct TextFeatures {
     pub encoded: Encoded,
-    /// `[tokens + 1, kv_dim]`, f32.
-    pub values: Tensor,
+    /// The labelled mentions' representations, `[mentions, representations * kv_dim]`, f32; `None`
+    /// for a text without mentions.
+    pub values: Option<Tensor>,
     /// `[tokens + 1, hidden_size]`, f16: the probe is trained in f32 from batches of them.
     pub hidden: Tensor,
 }
@@ -53,29 +61,29 @@ impl Features {
     /// `InvalidSetting` if the cache cannot be written, and the model's errors.
     pub fn compute(
         model: &BaseModel,
-        texts: &[&str],
-        blocks: Blocks,
+        documents: &[Document],
+        kept: &Kept,
         cache: &Path,
     ) -> Result<Self> {
-        let folder = cache.join(key(model, texts, blocks));
+        let folder = cache.join(key(model, documents, kept));
         fs::create_dir_all(&folder).map_err(|e| unwritable(&folder, &e))?;
-        let progress = ProgressBar::new(texts.len() as u64);
+        let progress = ProgressBar::new(documents.len() as u64);
         if let Ok(style) =
             ProgressStyle::with_template("features {wide_bar} {pos}/{len} texts, {eta} left")
         {
             progress.set_style(style);
         }
-        let mut all = Vec::with_capacity(texts.len());
-        for (number, texts) in texts.chunks(SHARD_TEXTS).enumerate() {
-            let encoded: Vec<Encoded> = texts
+        let mut all = Vec::with_capacity(documents.len());
+        for (number, documents) in documents.chunks(SHARD_TEXTS).enumerate() {
+            let texts: Vec<Labelled> = documents
                 .iter()
-                .map(|text| encode(model, text))
+                .map(|document| Labelled::new(model, document, kept))
                 .collect::<Result<_>>()?;
             let path = folder.join(format!("{number:05}.safetensors"));
             let mut tensors = match safetensors::load(&path, &Device::Cpu) {
                 Ok(tensors) => tensors,
                 Err(_) => {
-                    let tensors = shard(model, &encoded, blocks)?;
+                    let tensors = shard(model, &texts, kept)?;
                     write(&tensors, &path)?;
                     tensors
                 }
@@ -88,18 +96,22 @@ impl Features {
                 })
             };
             let (values, hidden) = (take("values")?, take("hidden")?);
-            let mut row = 0;
-            for encoded in encoded {
-                let rows = encoded.ids.len() + 1;
-                let part = |t: &Tensor| t.narrow(0, row, rows).map_err(compute);
+            let (mut row, mut mention) = (0, 0);
+            for text in texts {
+                let (rows, mentions) = (text.encoded.ids.len() + 1, text.ends.len());
+                let part = |t: &Tensor, from, count| t.narrow(0, from, count).map_err(compute);
                 all.push(TextFeatures {
-                    values: part(&values)?,
-                    hidden: part(&hidden)?,
-                    encoded,
+                    values: match mentions {
+                        0 => None,
+                        _ => Some(part(&values, mention, mentions)?),
+                    },
+                    hidden: part(&hidden, row, rows)?,
+                    encoded: text.encoded,
                 });
                 row += rows;
+                mention += mentions;
             }
-            progress.inc(texts.len() as u64);
+            progress.inc(documents.len() as u64);
         }
         progress.finish();
         Ok(Self { texts: all })
@@ -111,46 +123,92 @@ impl Features {
     }
 }
 
-/// A text's tokens, cut to one window: training texts are sentences.
-fn encode(model: &BaseModel, text: &str) -> Result<Encoded> {
-    let mut encoded = model.tokenizer.encode(text)?;
-    encoded.ids.truncate(MAX_WINDOW - 1);
-    encoded.offsets.truncate(MAX_WINDOW - 1);
-    Ok(encoded)
+/// A text's tokens, cut to one window (training texts are sentences), and its labelled mentions.
+struct Labelled {
+    encoded: Encoded,
+    /// Token that holds the end of each mention.
+    ends: Vec<usize>,
+    suffixes: Vec<Vec<Vec<u32>>>,
 }
 
-fn shard(
-    model: &BaseModel,
-    encoded: &[Encoded],
-    blocks: Blocks,
-) -> Result<HashMap<String, Tensor>> {
-    let sequences: Vec<Vec<u32>> = encoded
-        .iter()
-        .map(|e| {
-            std::iter::once(model.tokenizer.first())
-                .chain(e.ids.iter().copied())
-                .collect()
+impl Labelled {
+    fn new(model: &BaseModel, document: &Document, kept: &Kept) -> Result<Self> {
+        let mut encoded = model.tokenizer.encode(&document.text)?;
+        encoded.ids.truncate(model.window_size());
+        encoded.offsets.truncate(model.window_size());
+        let starts = char_starts(&document.text);
+        let (mut ends, mut suffixes) = (Vec::new(), Vec::new());
+        for mention in &document.mentions {
+            let bytes = starts[mention.span.start as usize]..starts[mention.span.end as usize];
+            // A mention beyond the window stands at its end; there is none in a corpus of sentences.
+            let end = token_at(&encoded, bytes.end - 1);
+            ends.push(end.unwrap_or(encoded.ids.len().saturating_sub(1)));
+            let mention = &document.text[bytes];
+            suffixes.push(mention_suffixes(model, &kept.representations, mention)?);
+        }
+        Ok(Self {
+            encoded,
+            ends,
+            suffixes,
         })
-        .collect();
+    }
+}
+
+fn shard(model: &BaseModel, texts: &[Labelled], kept: &Kept) -> Result<HashMap<String, Tensor>> {
+    let mut wanted = Wanted {
+        hidden: vec![kept.hidden],
+        ..Wanted::default()
+    };
+    want(&kept.representations, &mut wanted);
     let (mut values, mut hidden) = (Vec::new(), Vec::new());
-    let mut rest = sequences.as_slice();
+    let mut rest = texts;
     while !rest.is_empty() {
         let mut tokens = 0;
-        let fits = rest.iter().take_while(|ids| {
-            tokens += ids.len();
+        let fits = rest.iter().take_while(|text| {
+            tokens += text.encoded.ids.len() + 1;
             tokens <= BATCH_TOKENS
         });
         let (batch, after) = rest.split_at(fits.count().max(1));
         rest = after;
-        let packed = Packed::new(batch.iter().map(Vec::as_slice));
-        let activations = model
-            .llama
-            .forward(&packed, &[blocks.hidden], &[blocks.values])
-            .map_err(compute)?;
-        values.extend(activations.values);
+        let first = model.tokenizer.first();
+        let sequences: Vec<Vec<u32>> = batch
+            .iter()
+            .map(|text| {
+                std::iter::once(first)
+                    .chain(text.encoded.ids.iter().copied())
+                    .collect()
+            })
+            .collect();
+        let mut places = Vec::new();
+        let mut offset = 0;
+        for (text, sequence) in batch.iter().zip(&sequences) {
+            places.extend(
+                text.ends
+                    .iter()
+                    .zip(&text.suffixes)
+                    .map(|(end, suffixes)| Place {
+                        end: offset + 1 + end,
+                        prefix: offset..offset + sequence.len(),
+                        suffixes: suffixes.clone(),
+                    }),
+            );
+            offset += sequence.len();
+        }
+        let packed = Packed::new(sequences.iter().map(Vec::as_slice));
+        let activations = model.llama.forward(&packed, &wanted).map_err(compute)?;
+        if !places.is_empty() {
+            let representations = &kept.representations;
+            values.push(represent(model, representations, &activations, &places).map_err(compute)?);
+        }
         for tensor in activations.hidden {
             hidden.push(tensor.to_dtype(DType::F16).map_err(compute)?);
         }
+    }
+    if values.is_empty() {
+        return Err(EngineError::new(
+            ErrorKind::InvalidSetting,
+            format!("{} texts in a row have no labelled mention", texts.len()),
+        ));
     }
     Ok(HashMap::from([
         (
@@ -171,12 +229,18 @@ fn write(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {
     fs::rename(&part, path).map_err(|e| unwritable(path, &e))
 }
 
-fn key(model: &BaseModel, texts: &[&str], blocks: Blocks) -> String {
+fn key(model: &BaseModel, documents: &[Document], kept: &Kept) -> String {
     let mut hasher = Sha256::new();
-    hasher.update(format!("{} {blocks:?}\n", model.hash));
-    for text in texts {
-        hasher.update(text);
-        hasher.update([0]);
+    hasher.update(format!("{} {}\n", model.hash, kept.hidden));
+    for representation in &kept.representations {
+        // Query forms concern types only.
+        hasher.update(match representation {
+            Representation::SpanEnd { block, .. } => format!("span end {block}\n"),
+            Representation::Suffix { block, text, .. } => format!("suffix {block} {text:?}\n"),
+        });
+    }
+    for document in documents {
+        hasher.update(format!("{document:?}\n"));
     }
     hex(&hasher.finalize())[..16].to_owned()
 }

@@ -11,27 +11,23 @@ use crate::{
     mentions::probe::Probe,
     model::identity::hex,
     projection::{Projection, ProjectionKind},
+    representation::Representation,
     tensor_map::TensorMap,
 };
 
 /// The file in the folder that describes the head.
 pub const DESCRIPTION: &str = "head.json";
-/// Where a type's name goes in [`HeadDescription::query_form`].
-pub const TYPE_PLACE: &str = "{type}";
 
 /// `head.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HeadDescription {
     pub name: String,
     pub base_model: BaseModelReference,
-    /// 0-based block whose attention values represent a mention.
-    pub block: usize,
-    pub representation: Representation,
+    /// What represents a mention: one vector, or several side by side.
+    pub representations: Vec<Representation>,
     pub projection: ProjectionDescription,
     /// Absent: the head works with spans given by the caller only.
     pub detector: Option<DetectorDescription>,
-    /// What is embedded for a type, [`TYPE_PLACE`] standing for its name.
-    pub query_form: String,
     /// Where the head comes from and how well it does, for people.
     #[serde(default)]
     pub provenance: serde_json::Value,
@@ -42,14 +38,6 @@ pub struct BaseModelReference {
     pub name: String,
     /// [`crate::model::identity::hash`]; absent: any model whose dimensions fit.
     pub hash: Option<String>,
-}
-
-/// Which vector of the forward pass stands for a mention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Representation {
-    /// The paper's: V at the token that holds the mention's last character.
-    SpanEnd,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,11 +77,17 @@ impl HeadDescription {
         let path = folder.join(DESCRIPTION);
         let text = std::fs::read_to_string(&path).map_err(|e| not_found(&path, &e))?;
         let description: Self = serde_json::from_str(&text).map_err(|e| head_damaged(&path, e))?;
-        if !description.query_form.contains(TYPE_PLACE) {
-            let problem = format!("its query form lacks {TYPE_PLACE}");
-            return Err(head_damaged(&path, problem));
+        if description.representations.is_empty() {
+            return Err(head_damaged(&path, "it has no representation"));
         }
-        Ok(description)
+        match description
+            .representations
+            .iter()
+            .find_map(Representation::problem)
+        {
+            Some(problem) => Err(head_damaged(&path, problem)),
+            None => Ok(description),
+        }
     }
 
     /// Refuses a base model that the head was not trained for.
@@ -130,9 +124,10 @@ impl HeadDescription {
                 "it uses block {last} of a model with {blocks} blocks"
             ));
         }
-        if self.projection.input_dims != kv_dim {
+        let parts = self.representations.len();
+        if self.projection.input_dims != parts * kv_dim {
             return mismatch(format!(
-                "it projects vectors of {} dimensions and the model's have {kv_dim}",
+                "it projects vectors of {} dimensions and the model gives {parts} of {kv_dim}",
                 self.projection.input_dims
             ));
         }
@@ -141,8 +136,9 @@ impl HeadDescription {
 
     /// 0-based number of the highest block that the head reads.
     pub fn last_block(&self) -> usize {
-        let probe = self.detector.as_ref().map_or(0, |detector| detector.block);
-        self.block.max(probe)
+        let probe = self.detector.iter().map(|detector| detector.block);
+        let representations = self.representations.iter().map(Representation::block);
+        representations.chain(probe).max().unwrap_or(0)
     }
 }
 
@@ -165,8 +161,9 @@ impl Head {
             Ok((path, tensors))
         };
         let of = &description.projection;
+        let parts = description.representations.len();
         let (path, tensors) = read(&of.file)?;
-        let projection = Projection::from_tensors(of.kind, tensors, of.input_dims, of.dims)
+        let projection = Projection::from_tensors(of.kind, tensors, of.input_dims, of.dims, parts)
             .map_err(|e| head_damaged(&path, e))?;
         let mut probe = None;
         if let Some(detector) = &description.detector {
@@ -177,12 +174,8 @@ impl Head {
         }
         // The name and the provenance change nothing.
         hasher.update(format!(
-            "{} {:?} {:?} {:?} {}",
-            description.block,
-            description.representation,
-            description.projection,
-            description.detector,
-            description.query_form,
+            "{:?} {:?} {:?}",
+            description.representations, description.projection, description.detector,
         ));
         Ok(Self {
             projection: projection.to_device(device).map_err(compute)?,

@@ -12,6 +12,7 @@ pub mod mentions;
 pub mod model;
 pub mod prepare;
 pub mod projection;
+pub mod representation;
 pub mod server;
 pub mod sweep;
 pub mod tensor_map;

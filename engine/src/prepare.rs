@@ -1,7 +1,7 @@
 //! Before and after the model: texts to windows of tokens, and what the model found in them back to
 //! characters of the text.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use ner_retriever_protocol::{Mention, Span, TextRequest};
 
@@ -9,9 +9,10 @@ use crate::{
     backend::{Input, Output},
     embedder::{Found, WindowOutput},
     error::{EngineError, ErrorKind, Result},
-    head::{Head, TYPE_PLACE},
+    head::Head,
     mentions::decode::without_overlap,
-    model::{BaseModel, MAX_WINDOW},
+    model::BaseModel,
+    representation::span_end_query,
     text::{Word, char_starts, token_at, trim, words},
     tokenizer::Encoded,
     window::{TokenWindow, windows},
@@ -23,6 +24,8 @@ pub struct Window {
     pub ids: Vec<u32>,
     pub task: Task,
     pub embed: bool,
+    /// The whole text, or a type's name.
+    pub text: Arc<str>,
 }
 
 /// What is read from a window; tokens count from the window's first token.
@@ -42,11 +45,11 @@ pub enum Task {
 /// What [`finish`] needs to know of an input.
 pub enum Prepared {
     Detect {
-        text: String,
+        text: Arc<str>,
     },
     /// For each given span: the window that embeds it, and its place among that window's spans.
     Spans {
-        text: String,
+        text: Arc<str>,
         spans: Vec<Span>,
         places: Vec<(usize, usize)>,
     },
@@ -110,9 +113,10 @@ fn detect(
         )
         .hint("Pass the spans: ner_entity_embeddings(text, int4range[]), or use another head."));
     }
+    let text: Arc<str> = text.into();
     let encoded = model.tokenizer.encode(&text)?;
     let words = words(&text, &encoded);
-    let windows = windows(encoded.ids.len(), window_size(model))
+    let windows = windows(encoded.ids.len(), model.window_size())
         .into_iter()
         .map(|window| {
             // Words are in the order of their tokens, so those of a window are contiguous.
@@ -129,7 +133,7 @@ fn detect(
                 words: words.collect(),
                 owned: token(window.owned.start)..token(window.owned.end),
             };
-            sequence(model, &encoded, &window, task, embed)
+            sequence(model, &encoded, &window, task, embed, &text)
         })
         .collect();
     Ok((Prepared::Detect { text }, windows))
@@ -141,9 +145,10 @@ fn given_spans(
     spans: Vec<Span>,
     embed: bool,
 ) -> Result<(Prepared, Vec<Window>)> {
+    let text: Arc<str> = text.into();
     let encoded = model.tokenizer.encode(&text)?;
     let starts = char_starts(&text);
-    let token_windows = windows(encoded.ids.len(), window_size(model));
+    let token_windows = windows(encoded.ids.len(), model.window_size());
     let mut tasks = vec![Vec::new(); token_windows.len()];
     let mut places = Vec::with_capacity(spans.len());
     for span in &spans {
@@ -183,7 +188,8 @@ fn given_spans(
     for (index, (window, spans)) in token_windows.iter().zip(tasks).enumerate() {
         if !spans.is_empty() {
             number[index] = kept.len();
-            kept.push(sequence(model, &encoded, window, Task::Spans(spans), embed));
+            let task = Task::Spans(spans);
+            kept.push(sequence(model, &encoded, window, task, embed, &text));
         }
     }
     for (window, _) in &mut places {
@@ -198,7 +204,8 @@ fn given_spans(
 }
 
 fn type_window(model: &BaseModel, head: &Head, name: &str) -> Result<Window> {
-    let query = head.description.query_form.replace(TYPE_PLACE, name.trim());
+    let name: Arc<str> = name.trim().into();
+    let query = span_end_query(&head.description.representations, &name);
     let encoded = model.tokenizer.encode(&query)?;
     let count = encoded.ids.len();
     if count == 0 {
@@ -208,21 +215,21 @@ fn type_window(model: &BaseModel, head: &Head, name: &str) -> Result<Window> {
         )
         .hint("Name an entity type, such as dinosaur or political party."));
     }
-    if count > window_size(model) {
+    if count > model.window_size() {
         return Err(EngineError::new(
             ErrorKind::TextTooLarge,
             format!("the type's name has {count} tokens"),
         )
         .hint(format!(
             "Name an entity type in at most {} tokens.",
-            window_size(model)
+            model.window_size()
         )));
     }
     let whole = TokenWindow {
         tokens: 0..count,
         owned: 0..count,
     };
-    Ok(sequence(model, &encoded, &whole, Task::Type, true))
+    Ok(sequence(model, &encoded, &whole, Task::Type, true, &name))
 }
 
 fn sequence(
@@ -231,16 +238,17 @@ fn sequence(
     window: &TokenWindow,
     task: Task,
     embed: bool,
+    text: &Arc<str>,
 ) -> Window {
     let mut ids = Vec::with_capacity(window.tokens.len() + 1);
     ids.push(model.tokenizer.first());
     ids.extend_from_slice(&encoded.ids[window.tokens.clone()]);
-    Window { ids, task, embed }
-}
-
-/// Tokens of a window without the first token.
-fn window_size(model: &BaseModel) -> usize {
-    MAX_WINDOW.min(model.llama.config().context).max(2) - 1
+    Window {
+        ids,
+        task,
+        embed,
+        text: Arc::clone(text),
+    }
 }
 
 /// Joins what was found in an input's windows.

@@ -41,6 +41,9 @@ pub struct Linear {
 /// Type names stand alone and mentions in their texts, so the two have different means.
 #[derive(Clone)]
 pub struct Centers {
+    /// Representations side by side in what is projected; each is centred and normalised on its
+    /// own, so that all weigh the same.
+    pub parts: usize,
     /// Mean of mentions, `[in]`.
     pub mentions: Tensor,
     /// Mean of type names, `[in]`.
@@ -68,6 +71,7 @@ impl Projection {
         mut tensors: TensorMap,
         input_dims: usize,
         dims: usize,
+        parts: usize,
     ) -> std::result::Result<Self, String> {
         if kind == ProjectionKind::Residual && input_dims != dims {
             return Err(format!(
@@ -88,6 +92,7 @@ impl Projection {
             centers: match kind {
                 ProjectionKind::Mlp => None,
                 ProjectionKind::Residual => Some(Centers {
+                    parts,
                     mentions: tensors.take("center.mentions", &[input_dims])?,
                     types: tensors.take("center.types", &[input_dims])?,
                 }),
@@ -127,6 +132,7 @@ impl Projection {
             centers: match &self.centers {
                 None => None,
                 Some(centers) => Some(Centers {
+                    parts: centers.parts,
                     mentions: centers.mentions.to_device(device)?,
                     types: centers.types.to_device(device)?,
                 }),
@@ -166,10 +172,13 @@ impl Projection {
 impl Centers {
     /// `x` `[n, in]` without the mean of its side, of length 1.
     pub fn center(&self, x: &Tensor, side: Side) -> Result<Tensor> {
-        normalize(&x.broadcast_sub(match side {
+        let centred = x.broadcast_sub(match side {
             Side::Mention => &self.mentions,
             Side::Type => &self.types,
-        })?)
+        })?;
+        let (rows, dims) = centred.dims2()?;
+        let parts = centred.reshape((rows, self.parts, dims / self.parts))?;
+        normalize(&parts)?.reshape((rows, dims))? / (self.parts as f64).sqrt()
     }
 }
 
@@ -208,7 +217,8 @@ mod tests {
             return;
         }
         let tensors = TensorMap::read(&path).unwrap();
-        let projection = Projection::from_tensors(ProjectionKind::Mlp, tensors, 1024, 500).unwrap();
+        let projection =
+            Projection::from_tensors(ProjectionKind::Mlp, tensors, 1024, 500, 1).unwrap();
         let golden: Golden =
             serde_json::from_str(include_str!("../tests/golden/projection_pth.json")).unwrap();
         assert_eq!(golden.cases.len(), 2);

@@ -9,7 +9,10 @@ use crate::{
     corpus::{Document, TypeNames},
     error::{Result, compute},
     eval::ranking::{best_per_text, macro_average, r_precision},
-    model::{BaseModel, llama::Packed},
+    model::{
+        BaseModel,
+        llama::{Packed, Wanted},
+    },
     projection::normalize,
     text::{char_starts, token_at},
 };
@@ -106,7 +109,11 @@ fn values(
         offset += ids.len() + 1;
     }
     let packed = Packed::new(ids.iter().map(Vec::as_slice));
-    let activations = model.llama.forward(&packed, &[], blocks).map_err(compute)?;
+    let wanted = Wanted {
+        values: blocks.to_vec(),
+        ..Wanted::default()
+    };
+    let activations = model.llama.forward(&packed, &wanted).map_err(compute)?;
     let select = |values: &Tensor| {
         let rows = Tensor::new(rows.as_slice(), values.device())?;
         values.index_select(&rows, 0)

@@ -9,6 +9,7 @@ use common::{checkpoint, describe, write_head};
 use ner_retriever_engine::{
     embedder::Embedder,
     error::{EngineError, ErrorKind},
+    representation::Representation,
 };
 use ner_retriever_protocol::ErrorKind::*;
 use tempfile::TempDir;
@@ -225,7 +226,10 @@ fn a_head_for_another_model() {
     change(
         &|d| {
             d.base_model.hash = None;
-            d.block = 17;
+            d.representations = vec![Representation::SpanEnd {
+                block: 17,
+                query_form: "{type}".to_owned(),
+            }];
         },
         "it uses block 17",
     );

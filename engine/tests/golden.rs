@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use ner_retriever_engine::model::{BaseModel, Checkpoint, llama::Packed};
+use ner_retriever_engine::model::{
+    BaseModel, Checkpoint,
+    llama::{Continuation, Packed, Wanted},
+};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -64,7 +67,12 @@ fn relative_distance(a: &[f32], b: &[f32]) -> f64 {
 fn check(model: &BaseModel, golden: &Golden) {
     let blocks: Vec<usize> = (0..=model.llama.last_block()).collect();
     let packed = Packed::new(golden.texts.iter().map(|t| t.ids.as_slice()));
-    let all = model.llama.forward(&packed, &blocks, &blocks).unwrap();
+    let wanted = Wanted {
+        hidden: blocks.clone(),
+        values: blocks.clone(),
+        cached_blocks: 0,
+    };
+    let all = model.llama.forward(&packed, &wanted).unwrap();
     let mut start = 0;
     for text in &golden.texts {
         let mut ids = vec![model.tokenizer.first()];
@@ -72,7 +80,7 @@ fn check(model: &BaseModel, golden: &Golden) {
         assert_eq!(ids, text.ids, "tokens of {:?}", text.text);
         let alone = model
             .llama
-            .forward(&Packed::new([ids.as_slice()]), &blocks, &blocks)
+            .forward(&Packed::new([ids.as_slice()]), &wanted)
             .unwrap();
         for point in &text.points {
             let what = format!(
@@ -108,4 +116,54 @@ fn smollm2_matches_transformers() {
 fn a_llama_3_checkpoint_matches_transformers() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_llama3");
     check(&load(&folder), &golden("tiny_llama3.json"));
+}
+
+/// Two sequences that continue the same text, without seeing each other, and one that continues the
+/// first token of another, give what each gives in one piece.
+#[test]
+fn a_continuation_gives_what_the_whole_sequence_gives() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_llama3");
+    let model = load(&folder);
+    let last = model.llama.last_block();
+    let encode = |text: &str| model.tokenizer.encode(text).unwrap().ids;
+    let start = |text: &str| {
+        let first = std::iter::once(model.tokenizer.first());
+        first.chain(encode(text)).collect::<Vec<u32>>()
+    };
+    let texts = [start("Ada met Zoe in Rome."), start("A river in Egypt.")];
+    let endings = [
+        encode("\n\"Ada\" is a"),
+        encode("\n\"Rome\" is a"),
+        encode("dinosaur"),
+    ];
+    let cached = Wanted {
+        cached_blocks: last,
+        ..Wanted::default()
+    };
+    let packed = Packed::new(texts.iter().map(Vec::as_slice));
+    let earlier = model.llama.forward(&packed, &cached).unwrap();
+    let (first, second) = (texts[0].len(), texts[0].len());
+    let continuation = Continuation {
+        packed: Packed::new(endings.iter().map(Vec::as_slice)),
+        prefixes: vec![0..first, 0..first, second..second + 1],
+        cache: &earlier.cache,
+    };
+    let wanted = Wanted {
+        values: vec![last],
+        ..Wanted::default()
+    };
+    let together = model.llama.extend(&continuation, &wanted).unwrap();
+    let prefixes = [&texts[0][..], &texts[0][..], &texts[1][..1]];
+    let mut row_after = 0;
+    for (prefix, ending) in prefixes.iter().zip(&endings) {
+        row_after += ending.len();
+        let whole = [prefix, ending.as_slice()].concat();
+        let alone = model
+            .llama
+            .forward(&Packed::new([whole.as_slice()]), &wanted)
+            .unwrap();
+        let alone = row(&alone.values[0], whole.len() - 1);
+        let together = row(&together.values[0], row_after - 1);
+        assert!(relative_distance(&together, &alone) <= 1e-4);
+    }
 }

@@ -3,11 +3,12 @@
 mod common;
 
 use candle_core::Device;
-use common::{KV_DIM, checkpoint, write_head};
+use common::{KV_DIM, checkpoint, write_head, write_head_of};
 use ner_retriever_engine::{
     backend::{Backend, Input, Output},
     embedder::Embedder,
     error::{EngineError, ErrorKind},
+    representation::Representation,
 };
 use ner_retriever_protocol::{Mention, Span, TextRequest};
 use unicode_segmentation::UnicodeSegmentation;
@@ -15,6 +16,22 @@ use unicode_segmentation::UnicodeSegmentation;
 fn embedder() -> Embedder {
     let head = tempfile::tempdir().unwrap();
     write_head(head.path());
+    Embedder::load(&checkpoint(), head.path(), Device::Cpu).unwrap()
+}
+
+/// Span ends beside suffixes.
+fn suffix_embedder() -> Embedder {
+    let head = tempfile::tempdir().unwrap();
+    let span_end = Representation::SpanEnd {
+        block: 2,
+        query_form: "{type}".to_owned(),
+    };
+    let suffix = Representation::Suffix {
+        block: 3,
+        text: "\n\"{mention}\" is a".to_owned(),
+        query_form: "a {type}".to_owned(),
+    };
+    write_head_of(head.path(), vec![span_end, suffix]);
     Embedder::load(&checkpoint(), head.path(), Device::Cpu).unwrap()
 }
 
@@ -174,8 +191,32 @@ fn every_part_of_a_long_text_is_read() {
 
 #[test]
 fn a_batch_gives_what_its_texts_give_alone() {
-    let embedder = embedder();
-    let type_alone = type_embedding(&embedder, "dinosaur");
+    batch_gives_what_its_texts_give_alone(&embedder());
+}
+
+#[test]
+fn a_batch_with_suffixes_gives_what_its_texts_give_alone() {
+    batch_gives_what_its_texts_give_alone(&suffix_embedder());
+}
+
+/// The words after a mention change its suffix's vector and leave its end's.
+#[test]
+fn a_suffix_knows_what_follows_the_mention() {
+    let embedder = suffix_embedder();
+    let of = |text: &str| {
+        mentions(&embedder, text, Some(&[(0, 3)]))
+            .unwrap()
+            .remove(0)
+    };
+    let (a, b) = (of("Ada is a river."), of("Ada was a poet in London."));
+    let equal = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
+    assert_eq!(a.embedding.len(), 2 * KV_DIM);
+    assert!(equal(&a.embedding[..KV_DIM], &b.embedding[..KV_DIM]));
+    assert!(!equal(&a.embedding[KV_DIM..], &b.embedding[KV_DIM..]));
+}
+
+fn batch_gives_what_its_texts_give_alone(embedder: &Embedder) {
+    let type_alone = type_embedding(embedder, "dinosaur");
     let input = |text: &str| Input::Text {
         request: TextRequest {
             text: text.to_owned(),
@@ -203,7 +244,7 @@ fn a_batch_gives_what_its_texts_give_alone() {
         match embedder.finish(prepared, outputs).unwrap() {
             Output::Type(embedding) => assert!(close(&embedding, &type_alone)),
             Output::Mentions(batched) => {
-                let alone = mentions(&embedder, texts.next().unwrap(), None).unwrap();
+                let alone = mentions(embedder, texts.next().unwrap(), None).unwrap();
                 assert_eq!(batched.len(), alone.len());
                 for (a, b) in batched.iter().zip(&alone) {
                     assert_eq!(a.span, b.span);

@@ -1,6 +1,8 @@
 //! The decoder's forward pass over packed texts, up to the block whose values are used.
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use std::ops::Range;
+
+use candle_core::{D, Device, Result, Tensor};
 use candle_nn::{attention::flash_attn_varlen_cpu, ops, rotary_emb::rope_thd};
 
 use super::{config::LlamaConfig, rope::Rope, weights::Weights};
@@ -59,13 +61,35 @@ impl Packed {
     }
 }
 
+/// What is read off one forward pass. Blocks are 0-based.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Blocks whose incoming residual stream is kept.
+    pub hidden: Vec<usize>,
+    /// Blocks whose V projection's output is kept.
+    pub values: Vec<usize>,
+    /// Number of blocks, from the first, whose keys and values later sequences attend to.
+    pub cached_blocks: usize,
+}
+
 /// What one forward pass gives.
 pub struct Activations {
-    /// For each block asked for, in the order asked: the residual stream entering that block,
-    /// `[tokens, hidden_size]`.
+    /// For each block of [`Wanted::hidden`]: `[tokens, hidden_size]`.
     pub hidden: Vec<Tensor>,
-    /// For each block asked for, in the order asked: the V projection's output, `[tokens, kv_dim]`.
+    /// For each block of [`Wanted::values`]: `[tokens, kv_dim]`.
     pub values: Vec<Tensor>,
+    /// Keys (rotated) and values of the cached blocks, `[tokens, kv_heads, head_dim]` each.
+    pub cache: Vec<(Tensor, Tensor)>,
+}
+
+/// Sequences that each continue a part of an earlier pass: they attend to it and to themselves, and
+/// their positions follow its own. Several may continue the same part without seeing each other.
+pub struct Continuation<'a> {
+    pub packed: Packed,
+    /// For each sequence, the rows of the earlier pass that it continues.
+    pub prefixes: Vec<Range<usize>>,
+    /// [`Activations::cache`] of the earlier pass.
+    pub cache: &'a [(Tensor, Tensor)],
 }
 
 impl Llama {
@@ -120,71 +144,73 @@ impl Llama {
 
     /// One pass over packed sequences; attention stays within each sequence.
     ///
-    /// `hidden_at` and `values_at` name 0-based blocks up to [`Llama::last_block`]; the pass ends at
-    /// the highest of them.
-    pub fn forward(
-        &self,
-        packed: &Packed,
-        hidden_at: &[usize],
-        values_at: &[usize],
-    ) -> Result<Activations> {
+    /// The pass ends where nothing more is wanted, at [`Llama::last_block`] at the latest.
+    pub fn forward(&self, packed: &Packed, wanted: &Wanted) -> Result<Activations> {
         let device = self.embeddings.device();
         let batch = Batch::new(packed, &self.rope, device)?;
-        let ids = Tensor::new(packed.ids.as_slice(), device)?;
+        self.run(packed, &batch, wanted)
+    }
+
+    /// A pass over sequences that continue an earlier one, whose cache must reach to the block
+    /// before the last that is wanted.
+    pub fn extend(&self, continuation: &Continuation, wanted: &Wanted) -> Result<Activations> {
+        let device = self.embeddings.device();
+        let batch = Batch::continuing(continuation, &self.rope, device)?;
+        self.run(&continuation.packed, &batch, wanted)
+    }
+
+    fn run(&self, packed: &Packed, batch: &Batch, wanted: &Wanted) -> Result<Activations> {
+        let ids = Tensor::new(packed.ids.as_slice(), self.embeddings.device())?;
         let mut x = self.embeddings.index_select(&ids, 0)?;
-        let mut hidden = vec![None; hidden_at.len()];
-        let mut values = vec![None; values_at.len()];
-        let end = hidden_at.iter().chain(values_at).max().copied();
-        for index in 0..=end.unwrap_or(0) {
-            for (slot, _) in hidden
-                .iter_mut()
-                .zip(hidden_at)
-                .filter(|(_, at)| **at == index)
-            {
-                *slot = Some(x.clone());
+        let mut hidden = vec![None; wanted.hidden.len()];
+        let mut values = vec![None; wanted.values.len()];
+        let mut cache = Vec::with_capacity(wanted.cached_blocks);
+        let read = wanted.hidden.iter().chain(&wanted.values).copied().max();
+        let end = read.max(wanted.cached_blocks.checked_sub(1)).unwrap_or(0);
+        for index in 0..=end {
+            keep(&mut hidden, &wanted.hidden, index, &x);
+            let cached = index < wanted.cached_blocks;
+            if index == end && !cached && !wanted.values.contains(&index) {
+                break;
             }
-            let wants_values = values_at.contains(&index);
             let v = match self.blocks.get(index) {
-                Some(_) if Some(index) == end && !wants_values => break,
-                Some(block) => self.block(block, &mut x, &batch, Some(index) == end)?,
-                None if index == self.blocks.len() => {
+                None if index == self.blocks.len() && !cached => {
                     let normed = self.norm(&x, &self.values.norm)?;
                     linear(&normed, &self.values.v)?
                 }
                 None => candle_core::bail!("block {index} was not loaded"),
+                Some(block) => {
+                    let (q, k, v) = self.attention_inputs(block, &x, batch)?;
+                    if index < end {
+                        self.block(block, &mut x, &q, &k, &v, index, batch)?;
+                    }
+                    if cached {
+                        cache.push((k, v.clone()));
+                    }
+                    v.flatten_from(1)?
+                }
             };
-            for (slot, _) in values
-                .iter_mut()
-                .zip(values_at)
-                .filter(|(_, at)| **at == index)
-            {
-                *slot = Some(v.clone());
-            }
+            keep(&mut values, &wanted.values, index, &v);
         }
         let all = |slots: Vec<Option<Tensor>>| slots.into_iter().flatten().collect();
         Ok(Activations {
             hidden: all(hidden),
             values: all(values),
+            cache,
         })
     }
 
-    /// Passes `x` `[tokens, hidden_size]` through a block and returns the block's V
-    /// `[tokens, kv_dim]`. `values_only` leaves `x` as it is.
-    fn block(
+    /// Q and K, rotated, and V of a block: `[tokens, heads, head_dim]` each.
+    fn attention_inputs(
         &self,
         block: &Block,
-        x: &mut Tensor,
+        x: &Tensor,
         batch: &Batch,
-        values_only: bool,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, Tensor, Tensor)> {
         let config = &self.config;
         let tokens = x.dim(0)?;
         let (q_dim, kv_dim) = (config.heads * config.head_dim, config.kv_dim());
-        let normed = self.norm(x, &block.attention_norm)?;
-        if values_only {
-            return linear(&normed, &block.qkv.narrow(0, q_dim + kv_dim, kv_dim)?);
-        }
-        let qkv = linear(&normed, &block.qkv)?;
+        let qkv = linear(&self.norm(x, &block.attention_norm)?, &block.qkv)?;
         let heads = |from: usize, count: usize| {
             qkv.narrow(D::Minus1, from, count * config.head_dim)?
                 .contiguous()?
@@ -194,21 +220,38 @@ impl Llama {
         let q = rotate(heads(0, config.heads)?)?;
         let k = rotate(heads(q_dim, config.kv_heads)?)?;
         let v = heads(q_dim + kv_dim, config.kv_heads)?.squeeze(0)?;
-        let attended = self
-            .attention(&q, &k, &v, batch)?
-            .reshape((tokens, q_dim))?;
+        Ok((q, k, v))
+    }
+
+    /// Passes the residual stream `x` `[tokens, hidden_size]` through a block.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one attention")]
+    fn block(
+        &self,
+        block: &Block,
+        x: &mut Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        index: usize,
+        batch: &Batch,
+    ) -> Result<()> {
+        let attended = match &batch.past {
+            None => self.attention(q, k, v, batch)?,
+            Some(past) => {
+                let (keys, values) = past.extend(index, k, v)?;
+                self.attention(q, &keys, &values, batch)?
+            }
+        };
+        let attended = attended.flatten_from(1)?;
         let after_attention = (&*x + linear(&attended, &block.output)?)?;
         let normed = self.norm(&after_attention, &block.mlp_norm)?;
         let gate_up = linear(&normed, &block.gate_up)?;
-        let gate = gate_up.narrow(D::Minus1, 0, config.intermediate_size)?;
-        let up = gate_up.narrow(
-            D::Minus1,
-            config.intermediate_size,
-            config.intermediate_size,
-        )?;
+        let inner = self.config.intermediate_size;
+        let gate = gate_up.narrow(D::Minus1, 0, inner)?;
+        let up = gate_up.narrow(D::Minus1, inner, inner)?;
         let inner = (ops::silu(&gate.contiguous()?)? * up)?;
         *x = (after_attention + linear(&inner, &block.down)?)?;
-        v.reshape((tokens, kv_dim))
+        Ok(())
     }
 
     /// Causal attention within each sequence: `[tokens, heads, head_dim]`.
@@ -220,7 +263,7 @@ impl Llama {
             v,
             None,
             &batch.lengths,
-            &batch.lengths,
+            &batch.key_lengths,
             batch.longest,
             batch.longest,
             scale,
@@ -240,27 +283,86 @@ fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     x.matmul(&weight.t()?)
 }
 
+/// Keeps a block's tensor in the places that ask for that block.
+fn keep(slots: &mut [Option<Tensor>], wanted: &[usize], index: usize, tensor: &Tensor) {
+    for (slot, _) in slots.iter_mut().zip(wanted).filter(|(_, at)| **at == index) {
+        *slot = Some(tensor.clone());
+    }
+}
+
 /// The parts of a packed batch that every block uses.
-struct Batch {
-    /// `[sequences]` u32.
+struct Batch<'a> {
+    /// Tokens of each sequence, `[sequences]` u32.
     lengths: Tensor,
+    /// Tokens that each sequence may attend to, `[sequences]` u32.
+    key_lengths: Tensor,
+    /// The most of them.
     longest: usize,
     /// `[tokens, head_dim / 2]`.
     cos: Tensor,
     /// `[tokens, head_dim / 2]`.
     sin: Tensor,
+    past: Option<Past<'a>>,
 }
 
-impl Batch {
+/// What the sequences of a batch continue.
+struct Past<'a> {
+    cache: &'a [(Tensor, Tensor)],
+    /// For each sequence the rows it attends to: first those of the cache, then its own, which
+    /// count on from the cache's end.
+    rows: Tensor,
+}
+
+impl Past<'_> {
+    /// Keys and values of a block that the batch's sequences attend to, side by side.
+    fn extend(&self, block: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let Some((past_k, past_v)) = self.cache.get(block) else {
+            candle_core::bail!("block {block} was not cached");
+        };
+        let rows =
+            |past: &Tensor, new: &Tensor| Tensor::cat(&[past, new], 0)?.index_select(&self.rows, 0);
+        Ok((rows(past_k, k)?, rows(past_v, v)?))
+    }
+}
+
+impl<'a> Batch<'a> {
     fn new(packed: &Packed, rope: &Rope, device: &Device) -> Result<Self> {
-        let positions: Vec<u32> = packed.lengths.iter().flat_map(|&n| 0..n as u32).collect();
-        let (cos, sin) = rope.rows(&Tensor::new(positions.as_slice(), device)?)?;
+        Self::at(packed, &vec![0; packed.lengths.len()], rope, device)
+    }
+
+    fn continuing(of: &Continuation<'a>, rope: &Rope, device: &Device) -> Result<Self> {
+        let starts: Vec<usize> = of.prefixes.iter().map(Range::len).collect();
+        let mut batch = Self::at(&of.packed, &starts, rope, device)?;
+        let mut own = of.cache.first().map_or(Ok(0), |(k, _)| k.dim(0))?;
+        let mut rows: Vec<u32> = Vec::new();
+        for (prefix, length) in of.prefixes.iter().zip(&of.packed.lengths) {
+            rows.extend(prefix.clone().map(|row| row as u32));
+            rows.extend((own..own + length).map(|row| row as u32));
+            own += length;
+        }
+        batch.past = Some(Past {
+            cache: of.cache,
+            rows: Tensor::new(rows, device)?,
+        });
+        Ok(batch)
+    }
+
+    /// Sequences whose first positions are `starts`.
+    fn at(packed: &Packed, starts: &[usize], rope: &Rope, device: &Device) -> Result<Self> {
+        let sequences = || packed.lengths.iter().zip(starts);
+        let positions: Vec<u32> = sequences()
+            .flat_map(|(&length, &start)| start as u32..(start + length) as u32)
+            .collect();
+        let (cos, sin) = rope.rows(&Tensor::new(positions, device)?)?;
+        let key_lengths: Vec<u32> = sequences().map(|(n, start)| (n + start) as u32).collect();
         let lengths: Vec<u32> = packed.lengths.iter().map(|&n| n as u32).collect();
         Ok(Self {
-            lengths: Tensor::new(lengths.as_slice(), device)?.to_dtype(DType::U32)?,
-            longest: packed.lengths.iter().copied().max().unwrap_or(0),
+            lengths: Tensor::new(lengths, device)?,
+            longest: key_lengths.iter().copied().max().unwrap_or(0) as usize,
+            key_lengths: Tensor::new(key_lengths, device)?,
             cos,
             sin,
+            past: None,
         })
     }
 }

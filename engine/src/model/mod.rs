@@ -14,6 +14,7 @@ use candle_core::Device;
 
 use crate::{
     error::{EngineError, ErrorKind, Result, model_file},
+    representation::MAX_SUFFIX,
     tokenizer::TextTokenizer,
 };
 use config::LlamaConfig;
@@ -40,6 +41,15 @@ pub struct BaseModel {
     pub llama: Llama,
     pub tokenizer: TextTokenizer,
     pub hash: String,
+}
+
+impl BaseModel {
+    /// Tokens of a text that go through the model in one piece, the first token not counted: what
+    /// the model's context leaves when a suffix may follow.
+    pub fn window_size(&self) -> usize {
+        let context = self.llama.config().context;
+        MAX_WINDOW.min(context.saturating_sub(MAX_SUFFIX)).max(2) - 1
+    }
 }
 
 impl Checkpoint {
@@ -74,7 +84,7 @@ impl Checkpoint {
 
     /// Reads the weights up to the V projection of the 0-based block `last`.
     pub fn load(self, last: usize) -> Result<BaseModel> {
-        let context = MAX_WINDOW.min(self.weights.config().context);
+        let context = (MAX_WINDOW + MAX_SUFFIX).min(self.weights.config().context);
         Ok(BaseModel {
             llama: Llama::load(&self.weights, last, context)?,
             tokenizer: self.tokenizer,

@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::{TrainOptions, hard_negatives, invalid};
 use crate::{
     corpus::{Document, TypeNames},
     error::{Result, compute},
     features::Features,
-    model::{BaseModel, llama::Packed},
-    text::{char_starts, token_at},
+    model::{
+        BaseModel,
+        llama::{Packed, Wanted},
+    },
+    representation::{Place, Representation, represent, span_end_query, type_suffixes, want},
     train::ProjectionForm,
 };
 
@@ -50,15 +53,10 @@ impl Dataset {
             .collect();
         let (mut rows, mut types, mut texts) = (Vec::new(), Vec::new(), Vec::new());
         for (text, (document, features)) in documents.iter().zip(features.texts()).enumerate() {
-            let starts = char_starts(&document.text);
-            for mention in &document.mentions {
-                let Some(&kind) = number.get(mention.kind.as_str()) else {
-                    continue;
-                };
-                let end = starts[mention.span.end as usize] - 1;
-                // A mention beyond the first window of an unusually long text is left out.
-                if let Some(token) = token_at(&features.encoded, end) {
-                    rows.push(features.values.get(token + 1).map_err(compute)?);
+            for (place, mention) in document.mentions.iter().enumerate() {
+                let kind = number.get(mention.kind.as_str());
+                if let (Some(&kind), Some(values)) = (kind, &features.values) {
+                    rows.push(values.get(place).map_err(compute)?);
                     types.push(kind);
                     texts.push(text);
                 }
@@ -85,7 +83,7 @@ impl Dataset {
             vec![Vec::new(); names.len()]
         };
         Ok(Self {
-            type_values: type_values(model, &names, options.block)?,
+            type_values: type_values(model, &names, &options.representations())?,
             mention_values: Tensor::stack(&rows, 0).map_err(compute)?,
             names,
             types,
@@ -113,34 +111,30 @@ impl Dataset {
     }
 }
 
-/// V at the last token of each bare name, `[names, kv_dim]`.
-fn type_values(model: &BaseModel, names: &[String], block: usize) -> Result<Tensor> {
-    let sequences: Vec<Vec<u32>> = names
-        .iter()
-        .map(|name| {
-            let encoded = model.tokenizer.encode(name)?;
-            Ok(std::iter::once(model.tokenizer.first())
-                .chain(encoded.ids)
-                .collect())
-        })
-        .collect::<Result<_>>()?;
+/// The representations of the names, `[names, representations * kv_dim]`.
+fn type_values(
+    model: &BaseModel,
+    names: &[String],
+    representations: &[Representation],
+) -> Result<Tensor> {
+    let first = model.tokenizer.first();
+    let mut sequences: Vec<Vec<u32>> = Vec::new();
+    let mut places = Vec::new();
+    let mut offset = 0;
+    for name in names {
+        let query = span_end_query(representations, name);
+        let ids = model.tokenizer.encode(&query)?.ids;
+        places.push(Place {
+            end: offset + ids.len(),
+            prefix: offset..offset + 1,
+            suffixes: type_suffixes(model, representations, name)?,
+        });
+        offset += ids.len() + 1;
+        sequences.push(std::iter::once(first).chain(ids).collect());
+    }
     let packed = Packed::new(sequences.iter().map(Vec::as_slice));
-    let mut end = 0;
-    let ends: Vec<u32> = packed
-        .lengths
-        .iter()
-        .map(|length| {
-            end += *length as u32;
-            end - 1
-        })
-        .collect();
-    let activations = model
-        .llama
-        .forward(&packed, &[], &[block])
-        .map_err(compute)?;
-    let values = activations.values.into_iter().next();
-    let values = values.ok_or_else(|| invalid(format!("block {block} was not loaded")))?;
-    Tensor::new(ends, &Device::Cpu)
-        .and_then(|ends| values.index_select(&ends, 0))
-        .map_err(compute)
+    let mut wanted = Wanted::default();
+    want(representations, &mut wanted);
+    let activations = model.llama.forward(&packed, &wanted).map_err(compute)?;
+    represent(model, representations, &activations, &places).map_err(compute)
 }

@@ -19,13 +19,14 @@ use serde::Serialize;
 use crate::{
     corpus::{self, Document, TypeNames},
     error::{EngineError, ErrorKind, Result, compute},
-    features::{Blocks, Features},
+    features::{Features, Kept},
     head::{
         BaseModelReference, DESCRIPTION, DetectorDescription, HeadDescription,
-        ProjectionDescription, Representation, TYPE_PLACE,
+        ProjectionDescription,
     },
     model::Checkpoint,
     projection::ProjectionKind,
+    representation::{Representation, TYPE_PLACE},
 };
 use dataset::Dataset;
 
@@ -55,9 +56,22 @@ pub struct TrainOptions {
     /// The base model's name, for people
     #[arg(long)]
     pub base_model_name: String,
-    /// 0-based block whose values represent a mention
+    /// 0-based block whose values at a mention's last token represent it
     #[arg(long)]
-    pub block: usize,
+    pub block: Option<usize>,
+    /// 0-based block whose values at the end of the mention's suffix represent it; with --block,
+    /// both side by side
+    #[arg(long)]
+    pub suffix_block: Option<usize>,
+    /// The suffix
+    #[arg(long, default_value = "\n\"{mention}\" is a")]
+    pub suffix: String,
+    /// What is embedded for a type in the place of the mention's end
+    #[arg(long, default_value = TYPE_PLACE)]
+    pub query_form: String,
+    /// What is embedded for a type in the place of the suffix
+    #[arg(long, default_value = TYPE_PLACE)]
+    pub suffix_query_form: String,
     /// 0-based block whose incoming hidden states the probe reads
     #[arg(long)]
     pub probe_block: usize,
@@ -134,17 +148,44 @@ pub enum Loss {
     Contrastive,
 }
 
+impl TrainOptions {
+    /// What represents a mention.
+    fn representations(&self) -> Vec<Representation> {
+        let span_end = self.block.map(|block| Representation::SpanEnd {
+            block,
+            query_form: self.query_form.clone(),
+        });
+        let suffix = self.suffix_block.map(|block| Representation::Suffix {
+            block,
+            text: self.suffix.clone(),
+            query_form: self.suffix_query_form.clone(),
+        });
+        span_end.into_iter().chain(suffix).collect()
+    }
+}
+
 /// Trains a head and writes its folder.
 ///
 /// # Errors
 /// The model's and the corpora's errors; `InvalidSetting` for options that do not fit.
 pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
     let checkpoint = Checkpoint::open(&options.model, &Device::Cpu)?;
-    let blocks = Blocks {
-        values: options.block,
+    let kept = Kept {
+        representations: options.representations(),
         hidden: options.probe_block,
     };
-    let last = options.block.max(options.probe_block);
+    if kept.representations.is_empty() {
+        return Err(invalid("give --block, --suffix-block or both".to_owned()));
+    }
+    if let Some(problem) = kept
+        .representations
+        .iter()
+        .find_map(Representation::problem)
+    {
+        return Err(invalid(format!("of a representation, {problem}")));
+    }
+    let blocks = kept.representations.iter().map(Representation::block);
+    let last = blocks.max().unwrap_or(0).max(options.probe_block);
     if last >= checkpoint.config().blocks {
         return Err(invalid(format!(
             "block {last} of a model with {} blocks",
@@ -153,8 +194,7 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
     }
     let model = checkpoint.load(last)?;
     let (documents, names) = corpora(options)?;
-    let texts: Vec<&str> = documents.iter().map(|d| d.text.as_str()).collect();
-    let features = Features::compute(&model, &texts, blocks, &options.cache)?;
+    let features = Features::compute(&model, &documents, &kept, &options.cache)?;
     let dataset = Dataset::new(&model, &documents, &names, &features, options)?;
 
     let trained = projection::train(&dataset, options)?;
@@ -172,8 +212,7 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
             name: options.base_model_name.clone(),
             hash: Some(model.hash.clone()),
         },
-        block: options.block,
-        representation: Representation::SpanEnd,
+        representations: kept.representations,
         projection: ProjectionDescription {
             kind: options.projection.into(),
             file: "projection.safetensors".to_owned(),
@@ -185,7 +224,6 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
             file: "mentions.safetensors".to_owned(),
             threshold: probe.threshold,
         }),
-        query_form: TYPE_PLACE.to_owned(),
         provenance: serde_json::json!({
             "command": command,
             "texts": documents.len(),

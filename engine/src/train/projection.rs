@@ -142,6 +142,7 @@ fn initial(
     };
     let mentions = types.iter().flat_map(|&kind| &dataset.by_type[kind]);
     let centers = Centers {
+        parts: options.representations().len(),
         mentions: select(&dataset.mention_values, mentions.copied())?.mean(0)?,
         types: select(&dataset.type_values, types.iter().copied())?.mean(0)?,
     };

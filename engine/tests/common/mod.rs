@@ -10,11 +10,12 @@ use candle_core::{DType, Device, Tensor, safetensors};
 use ner_retriever_engine::{
     head::{
         BaseModelReference, DESCRIPTION, DetectorDescription, HeadDescription,
-        ProjectionDescription, Representation,
+        ProjectionDescription,
     },
     mentions::candidates::MAX_WORDS,
     model::Checkpoint,
     projection::ProjectionKind,
+    representation::Representation,
 };
 
 /// Width of the checkpoint's V vectors.
@@ -30,6 +31,16 @@ pub fn checkpoint() -> PathBuf {
 /// Writes a head for [`checkpoint`] whose probe takes every span with a probability that depends on
 /// its tokens, and whose projection changes nothing but the vectors' length.
 pub fn write_head(folder: &Path) -> HeadDescription {
+    let span_end = Representation::SpanEnd {
+        block: 3,
+        query_form: "{type}".to_owned(),
+    };
+    write_head_of(folder, vec![span_end])
+}
+
+/// [`write_head`] with other representations.
+pub fn write_head_of(folder: &Path, representations: Vec<Representation>) -> HeadDescription {
+    let dims = representations.len() * KV_DIM;
     fs::create_dir_all(folder).unwrap();
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
     let waves = |rows: usize, columns: usize| {
@@ -45,12 +56,12 @@ pub fn write_head(folder: &Path) -> HeadDescription {
     };
     save(
         &[
-            ("net.0.weight", zeros(&[4, KV_DIM])),
+            ("net.0.weight", zeros(&[4, dims])),
             ("net.0.bias", zeros(&[4])),
-            ("net.3.weight", zeros(&[KV_DIM, 4])),
-            ("net.3.bias", zeros(&[KV_DIM])),
-            ("center.mentions", zeros(&[KV_DIM])),
-            ("center.types", zeros(&[KV_DIM])),
+            ("net.3.weight", zeros(&[dims, 4])),
+            ("net.3.bias", zeros(&[dims])),
+            ("center.mentions", zeros(&[dims])),
+            ("center.types", zeros(&[dims])),
         ],
         "projection.safetensors",
     );
@@ -75,20 +86,18 @@ pub fn write_head(folder: &Path) -> HeadDescription {
             name: "tiny Llama 3".to_owned(),
             hash: Some(hash),
         },
-        block: 3,
-        representation: Representation::SpanEnd,
+        representations,
         projection: ProjectionDescription {
             kind: ProjectionKind::Residual,
             file: "projection.safetensors".to_owned(),
-            input_dims: KV_DIM,
-            dims: KV_DIM,
+            input_dims: dims,
+            dims,
         },
         detector: Some(DetectorDescription {
             block: 2,
             file: "mentions.safetensors".to_owned(),
             threshold: 0.01,
         }),
-        query_form: "{type}".to_owned(),
         provenance: serde_json::Value::Null,
     };
     describe(folder, &description);

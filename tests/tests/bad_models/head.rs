@@ -40,8 +40,7 @@ pub fn write_tiny_head(folder: &Path) {
     let description = json!({
         "name": "tiny",
         "base_model": { "name": "tiny Llama 3", "hash": null },
-        "block": 3,
-        "representation": "span_end",
+        "representations": [{ "kind": "span_end", "block": 3, "query_form": "{type}" }],
         "projection": {
             "kind": "residual",
             "file": "projection.safetensors",
@@ -49,7 +48,6 @@ pub fn write_tiny_head(folder: &Path) {
             "dims": TINY_DIMS,
         },
         "detector": { "block": 2, "file": "mentions.safetensors", "threshold": 0.4 },
-        "query_form": "{type}",
     });
     fs::write(folder.join("head.json"), description.to_string()).unwrap();
 }

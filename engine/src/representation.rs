@@ -1,0 +1,191 @@
+//! Which vectors of the forward pass stand for a mention.
+
+use std::ops::Range;
+
+use candle_core::{D, Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error,
+    model::{
+        BaseModel,
+        llama::{Activations, Continuation, Packed, Wanted},
+    },
+};
+
+/// Where a type's name goes in a query form.
+pub const TYPE_PLACE: &str = "{type}";
+/// Where the mention goes in a suffix.
+pub const MENTION_PLACE: &str = "{mention}";
+/// Longest suffix, tokens; of a longer one its end is used, which asks for the type.
+pub const MAX_SUFFIX: usize = 64;
+
+/// One vector of a mention; a head may put several side by side. `block` is 0-based.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Representation {
+    /// The paper's: V at the token that holds the mention's last character. A type is V at the last
+    /// token of its query form alone.
+    SpanEnd { block: usize, query_form: String },
+    /// V at the last token of a suffix that names the mention, after the whole text: unlike the
+    /// mention's own tokens, a causal model's state there knows what follows the mention, and the
+    /// suffix asks for its type. The text's keys and values are computed once for all its suffixes.
+    Suffix {
+        block: usize,
+        text: String,
+        query_form: String,
+    },
+}
+
+impl Representation {
+    pub fn block(&self) -> usize {
+        match self {
+            Self::SpanEnd { block, .. } | Self::Suffix { block, .. } => *block,
+        }
+    }
+
+    pub fn query_form(&self) -> &str {
+        match self {
+            Self::SpanEnd { query_form, .. } | Self::Suffix { query_form, .. } => query_form,
+        }
+    }
+
+    /// What is wrong with it, if anything is.
+    pub fn problem(&self) -> Option<String> {
+        if !self.query_form().contains(TYPE_PLACE) {
+            return Some(format!("its query form lacks {TYPE_PLACE}"));
+        }
+        match self {
+            Self::Suffix { text, .. } if !text.contains(MENTION_PLACE) => {
+                Some(format!("its suffix lacks {MENTION_PLACE}"))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The text whose last token's V is a type's part beside the span ends; the bare name where no
+/// representation is a span end.
+pub fn span_end_query(representations: &[Representation], name: &str) -> String {
+    let form = representations.iter().find_map(|r| match r {
+        Representation::SpanEnd { query_form, .. } => Some(query_form.as_str()),
+        Representation::Suffix { .. } => None,
+    });
+    form.unwrap_or(TYPE_PLACE).replace(TYPE_PLACE, name)
+}
+
+/// Adds what representations read of the pass over the texts to what else is wanted of it.
+pub fn want(representations: &[Representation], wanted: &mut Wanted) {
+    for representation in representations {
+        match representation {
+            Representation::SpanEnd { block, .. } => wanted.values.push(*block),
+            Representation::Suffix { block, .. } => {
+                wanted.cached_blocks = wanted.cached_blocks.max(*block);
+            }
+        }
+    }
+}
+
+/// A mention, or a type's name, in a packed pass.
+pub struct Place {
+    /// Row of the token that holds its end.
+    pub end: usize,
+    /// Rows that its suffixes continue: its text's, or for a type's name the first token's alone.
+    pub prefix: Range<usize>,
+    /// Token ids of its suffix for each suffix representation, in their order.
+    pub suffixes: Vec<Vec<u32>>,
+}
+
+/// The suffixes' token ids for a mention.
+pub fn mention_suffixes(
+    model: &BaseModel,
+    representations: &[Representation],
+    mention: &str,
+) -> error::Result<Vec<Vec<u32>>> {
+    suffixes(model, representations, |text, _| {
+        text.replace(MENTION_PLACE, mention)
+    })
+}
+
+/// What stands in the suffixes' place for a type: the token ids of the query forms.
+pub fn type_suffixes(
+    model: &BaseModel,
+    representations: &[Representation],
+    name: &str,
+) -> error::Result<Vec<Vec<u32>>> {
+    suffixes(model, representations, |_, query_form| {
+        query_form.replace(TYPE_PLACE, name)
+    })
+}
+
+fn suffixes(
+    model: &BaseModel,
+    representations: &[Representation],
+    fill: impl Fn(&str, &str) -> String,
+) -> error::Result<Vec<Vec<u32>>> {
+    let filled = representations.iter().filter_map(|r| match r {
+        Representation::SpanEnd { .. } => None,
+        Representation::Suffix {
+            text, query_form, ..
+        } => Some(fill(text, query_form)),
+    });
+    filled
+        .map(|text| {
+            let mut ids = model.tokenizer.encode(&text)?.ids;
+            Ok(ids.split_off(ids.len().saturating_sub(MAX_SUFFIX)))
+        })
+        .collect()
+}
+
+/// The vectors of all representations side by side, `[places, representations * kv_dim]`.
+/// `activations` come from the pass that the places are in, with what [`want`] asks for as the
+/// last of [`Wanted::values`].
+pub fn represent(
+    model: &BaseModel,
+    representations: &[Representation],
+    activations: &Activations,
+    places: &[Place],
+) -> Result<Tensor> {
+    let ends = |rows: &mut dyn Iterator<Item = usize>, values: &Tensor| {
+        let rows: Vec<u32> = rows.map(|row| row as u32).collect();
+        values.index_select(&Tensor::new(rows, values.device())?, 0)
+    };
+    let at_span_ends = representations
+        .iter()
+        .filter(|r| matches!(r, Representation::SpanEnd { .. }))
+        .count();
+    let mut values = activations.values[activations.values.len() - at_span_ends..].iter();
+    let mut suffixes = 0..;
+    let mut parts = Vec::new();
+    for representation in representations {
+        match representation {
+            Representation::SpanEnd { .. } => {
+                let Some(values) = values.next() else {
+                    candle_core::bail!("the pass has too few values");
+                };
+                parts.push(ends(&mut places.iter().map(|place| place.end), values)?);
+            }
+            Representation::Suffix { block, .. } => {
+                let number = suffixes.next().unwrap_or(0);
+                let ids = places.iter().map(|place| place.suffixes[number].as_slice());
+                let continuation = Continuation {
+                    packed: Packed::new(ids),
+                    prefixes: places.iter().map(|place| place.prefix.clone()).collect(),
+                    cache: &activations.cache,
+                };
+                let wanted = Wanted {
+                    values: vec![*block],
+                    ..Wanted::default()
+                };
+                let mut row = 0;
+                let mut rows = continuation.packed.lengths.iter().map(|length| {
+                    row += length;
+                    row - 1
+                });
+                let extended = model.llama.extend(&continuation, &wanted)?;
+                parts.push(ends(&mut rows, &extended.values[0])?);
+            }
+        }
+    }
+    Tensor::cat(&parts, D::Minus1)
+}
