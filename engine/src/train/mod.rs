@@ -70,7 +70,7 @@ pub struct TrainOptions {
     #[arg(long, default_value = TYPE_PLACE)]
     pub query_form: String,
     /// What is embedded for a type in the place of the suffix
-    #[arg(long, default_value = TYPE_PLACE)]
+    #[arg(long, default_value = "\n\"It\" is a {type}")]
     pub suffix_query_form: String,
     /// 0-based block whose incoming hidden states the probe reads
     #[arg(long)]
