@@ -20,6 +20,9 @@ use crate::{
     representation::{Place, Representation, mention_suffixes, represent, type_suffixes, want},
 };
 
+/// Ranges (of bytes, or of words) with their probabilities.
+pub type Scored = Vec<(Range<usize>, f32)>;
+
 /// A loaded base model and head.
 pub struct Embedder {
     model: BaseModel,
@@ -42,9 +45,9 @@ pub struct Found {
     pub embedding: Vec<f32>,
 }
 
-impl From<Vec<(Range<usize>, f32)>> for WindowOutput {
+impl From<Scored> for WindowOutput {
     /// Mentions without embeddings.
-    fn from(found: Vec<(Range<usize>, f32)>) -> Self {
+    fn from(found: Scored) -> Self {
         let mentions = found.into_iter().map(|(bytes, score)| Found {
             bytes,
             score,
@@ -59,7 +62,7 @@ impl From<Vec<(Range<usize>, f32)>> for WindowOutput {
 /// The mentions of a batch before projection.
 pub struct Represented {
     /// Per window: bytes and score of each mention.
-    pub found: Vec<Vec<(Range<usize>, f32)>>,
+    pub found: Vec<Scored>,
     /// The mentions' representations in the same order, `[mentions, input_dims]`; `None` if there are
     /// no mentions.
     pub values: Option<Tensor>,
@@ -272,7 +275,7 @@ fn propose(
     probe: &Probe,
     threshold: f32,
     hidden: &Tensor,
-) -> candle_core::Result<Vec<Vec<(Range<usize>, f32)>>> {
+) -> candle_core::Result<Vec<Scored>> {
     let mut candidates = Candidates::default();
     let mut offset = 0;
     for (index, window) in windows.iter().enumerate() {

@@ -7,7 +7,7 @@ use ner_retriever_protocol::{Mention, Span, TextRequest};
 
 use crate::{
     backend::{Input, Output},
-    embedder::{Found, WindowOutput},
+    embedder::{Found, Scored, WindowOutput},
     error::{EngineError, ErrorKind, Result},
     head::Head,
     mentions::decode::without_overlap,
@@ -59,10 +59,7 @@ pub enum Prepared {
 impl Window {
     /// The window's mentions and the token that represents each: of the spans of words that the
     /// probe proposes with their probabilities, those without overlap that the window owns.
-    pub fn mentions(
-        &self,
-        proposals: &[(Range<usize>, f32)],
-    ) -> (Vec<(Range<usize>, f32)>, Vec<usize>) {
+    pub fn mentions(&self, proposals: &[(Range<usize>, f32)]) -> (Scored, Vec<usize>) {
         match &self.task {
             Task::Detect { words, owned } => without_overlap(proposals)
                 .into_iter()

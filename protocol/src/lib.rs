@@ -147,7 +147,8 @@ pub struct Status {
     pub model: Option<ModelInfo>,
     pub uptime_ms: u64,
     pub requests: u64,
-    /// Tokens that went through the model, special tokens included.
+    /// Tokens of texts and type names that went through the model, special tokens included; those
+    /// of mentions' suffixes are not counted.
     pub tokens: u64,
     pub batches: u64,
     /// Requests that went through the model in a batch with another request.
