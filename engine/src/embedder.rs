@@ -63,8 +63,8 @@ impl From<Scored> for WindowOutput {
 pub struct Represented {
     /// Per window: bytes and score of each mention.
     pub found: Vec<Scored>,
-    /// The mentions' representations in the same order, `[mentions, input_dims]`; `None` if there are
-    /// no mentions.
+    /// The representations of the mentions in windows that ask for embeddings, in the same order,
+    /// `[mentions, input_dims]`; `None` if there are none.
     pub values: Option<Tensor>,
 }
 
@@ -108,20 +108,6 @@ impl Embedder {
         &self.head
     }
 
-    /// Runs the model over windows and reads mentions and their representations.
-    ///
-    /// # Errors
-    /// `OutOfMemory`, `Internal`.
-    pub fn represent(&self, windows: &[&Window]) -> Result<Represented> {
-        if windows.is_empty() {
-            return Ok(Represented {
-                found: Vec::new(),
-                values: None,
-            });
-        }
-        self.try_represent(windows)
-    }
-
     /// Embeddings of a batch's mentions, in their order; type names are centred on their own mean.
     fn project_each(
         &self,
@@ -144,13 +130,26 @@ impl Embedder {
                 if is_type(window) {
                     embeddings[row] = std::mem::take(&mut types[row]);
                 }
-                row += found.len();
+                if window.embed {
+                    row += found.len();
+                }
             }
         }
         Ok(embeddings)
     }
 
-    fn try_represent(&self, windows: &[&Window]) -> Result<Represented> {
+    /// Runs the model over windows and reads mentions, and the representations of those in windows
+    /// that ask for embeddings.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Internal`.
+    pub fn represent(&self, windows: &[&Window]) -> Result<Represented> {
+        if windows.is_empty() {
+            return Ok(Represented {
+                found: Vec::new(),
+                values: None,
+            });
+        }
         let description = &self.head.description;
         let representations = &description.representations;
         let detector = self.head.probe.as_ref().zip(description.detector.as_ref());
@@ -161,7 +160,9 @@ impl Embedder {
         if let Some((_, detector)) = detector.filter(|_| detects) {
             wanted.hidden.push(detector.block);
         }
-        want(representations, &mut wanted);
+        if windows.iter().any(|window| window.embed) {
+            want(representations, &mut wanted);
+        }
         let packed = Packed::new(windows.iter().map(|window| window.ids.as_slice()));
         let activations = self
             .model
@@ -179,19 +180,10 @@ impl Embedder {
         let mut offset = 0;
         for (window, proposals) in windows.iter().zip(&proposals) {
             let (spans, ends) = window.mentions(proposals);
-            let is_type = matches!(window.task, Task::Type);
-            for ((bytes, _), end) in spans.iter().zip(ends) {
-                let length = if is_type { 1 } else { window.ids.len() };
-                places.push(Place {
-                    end: offset + end,
-                    prefix: offset..offset + length,
-                    suffixes: if is_type {
-                        type_suffixes(&self.model, representations, &window.text)?
-                    } else {
-                        let mention = &window.text[bytes.clone()];
-                        mention_suffixes(&self.model, representations, mention)?
-                    },
-                });
+            if window.embed {
+                for ((bytes, _), end) in spans.iter().zip(ends) {
+                    places.push(self.place(window, offset, bytes, end)?);
+                }
             }
             found.push(spans);
             offset += window.ids.len();
@@ -203,6 +195,32 @@ impl Embedder {
             Some(values.map_err(compute)?)
         };
         Ok(Represented { found, values })
+    }
+
+    /// Where a mention of a window, whose rows begin at `offset`, is in the pass.
+    fn place(
+        &self,
+        window: &Window,
+        offset: usize,
+        bytes: &Range<usize>,
+        end: usize,
+    ) -> Result<Place> {
+        let representations = &self.head.description.representations;
+        let (length, suffixes) = if matches!(window.task, Task::Type) {
+            (
+                1,
+                type_suffixes(&self.model, representations, &window.text)?,
+            )
+        } else {
+            let mention = &window.text[bytes.clone()];
+            let suffixes = mention_suffixes(&self.model, representations, mention)?;
+            (window.ids.len(), suffixes)
+        };
+        Ok(Place {
+            end: offset + end,
+            prefix: offset..offset + length,
+            suffixes,
+        })
     }
 
     /// Embeddings of representations `[n, input_dims]`.
@@ -237,8 +255,6 @@ impl Backend for Embedder {
 
     fn forward(&self, windows: &[&Window]) -> Result<Vec<WindowOutput>, EngineError> {
         let represented = self.represent(windows)?;
-        // A request for mentions alone may share its batch with one for embeddings; projecting its
-        // few mentions as well costs less than sorting them out.
         let mut embeddings = match &represented.values {
             Some(values) => self.project_each(values, windows, &represented)?,
             None => Vec::new(),
@@ -248,13 +264,14 @@ impl Backend for Embedder {
             .iter()
             .zip(represented.found)
             .map(|(window, found)| {
-                let mentions = found.into_iter().map(|(bytes, score)| {
-                    let embedding = embeddings.next().unwrap_or_default();
-                    Found {
-                        bytes,
-                        score,
-                        embedding: if window.embed { embedding } else { Vec::new() },
-                    }
+                let mentions = found.into_iter().map(|(bytes, score)| Found {
+                    bytes,
+                    score,
+                    embedding: if window.embed {
+                        embeddings.next().unwrap_or_default()
+                    } else {
+                        Vec::new()
+                    },
                 });
                 WindowOutput {
                     mentions: mentions.collect(),

@@ -12,7 +12,7 @@ use crate::{
     head::Head,
     mentions::decode::without_overlap,
     model::BaseModel,
-    representation::span_end_query,
+    representation::{MAX_SUFFIX, span_end_query},
     text::{Word, char_starts, token_at, trim, words},
     tokenizer::Encoded,
     window::{TokenWindow, windows},
@@ -205,22 +205,21 @@ fn type_window(model: &BaseModel, head: &Head, name: &str) -> Result<Window> {
     let query = span_end_query(&head.description.representations, &name);
     let encoded = model.tokenizer.encode(&query)?;
     let count = encoded.ids.len();
-    if count == 0 {
+    if model.tokenizer.encode(&name)?.ids.is_empty() {
         return Err(EngineError::new(
             ErrorKind::InvalidSetting,
             "the type's name holds no character that the model knows",
         )
         .hint("Name an entity type, such as dinosaur or political party."));
     }
-    if count > model.window_size() {
+    // A suffix in a type's place has no more room, and cut off it would ask for something else.
+    let most = MAX_SUFFIX.min(model.window_size());
+    if count > most {
         return Err(EngineError::new(
             ErrorKind::TextTooLarge,
             format!("the type's name has {count} tokens"),
         )
-        .hint(format!(
-            "Name an entity type in at most {} tokens.",
-            model.window_size()
-        )));
+        .hint(format!("Name an entity type in at most {most} tokens.")));
     }
     let whole = TokenWindow {
         tokens: 0..count,

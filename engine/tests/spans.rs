@@ -217,14 +217,16 @@ fn a_suffix_knows_what_follows_the_mention() {
 
 fn batch_gives_what_its_texts_give_alone(embedder: &Embedder) {
     let type_alone = type_embedding(embedder, "dinosaur");
-    let input = |text: &str| Input::Text {
+    // Every third text is asked for its mentions alone.
+    let embed = |number: usize| !number.is_multiple_of(3);
+    let input = |(number, text): (usize, &&str)| Input::Text {
         request: TextRequest {
-            text: text.to_owned(),
+            text: (*text).to_owned(),
             spans: None,
         },
-        embed: true,
+        embed: embed(number),
     };
-    let mut inputs: Vec<Input> = TEXTS.iter().map(|text| input(text)).collect();
+    let mut inputs: Vec<Input> = TEXTS.iter().enumerate().map(input).collect();
     inputs.insert(
         3,
         Input::Type {
@@ -238,16 +240,18 @@ fn batch_gives_what_its_texts_give_alone(embedder: &Embedder) {
     let windows: Vec<_> = prepared.iter().flat_map(|(_, windows)| windows).collect();
     let mut outputs = embedder.forward(&windows).unwrap().into_iter();
     let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
-    let mut texts = TEXTS.iter();
+    let mut texts = TEXTS.iter().enumerate();
     for (prepared, windows) in prepared {
         let outputs = outputs.by_ref().take(windows.len()).collect();
         match embedder.finish(prepared, outputs).unwrap() {
             Output::Type(embedding) => assert!(close(&embedding, &type_alone)),
             Output::Mentions(batched) => {
-                let alone = mentions(embedder, texts.next().unwrap(), None).unwrap();
+                let (number, text) = texts.next().unwrap();
+                let alone = mentions(embedder, text, None).unwrap();
                 assert_eq!(batched.len(), alone.len());
                 for (a, b) in batched.iter().zip(&alone) {
                     assert_eq!(a.span, b.span);
+                    assert_eq!(a.embedding.is_empty(), !embed(number));
                     assert!(close(&a.embedding, &b.embedding));
                 }
             }
