@@ -20,6 +20,11 @@ pub const MENTION_PLACE: &str = "{mention}";
 /// Longest suffix, tokens; of a longer one its end is used, which asks for the type.
 pub const MAX_SUFFIX: usize = 64;
 
+/// Rows that the suffixes of one pass may attend to together. Each suffix gets a copy of its text's
+/// keys and values (1.5 kB a row with the default model), of which a long list of names would
+/// otherwise need gigabytes.
+const MAX_ATTENDED: usize = 1 << 15;
+
 /// One vector of a mention; a head may put several side by side. `block` is 0-based.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -146,10 +151,6 @@ pub fn represent(
     activations: &Activations,
     places: &[Place],
 ) -> Result<Tensor> {
-    let ends = |rows: &mut dyn Iterator<Item = usize>, values: &Tensor| {
-        let rows: Vec<u32> = rows.map(|row| row as u32).collect();
-        values.index_select(&Tensor::new(rows, values.device())?, 0)
-    };
     let at_span_ends = representations
         .iter()
         .filter(|r| matches!(r, Representation::SpanEnd { .. }))
@@ -163,29 +164,62 @@ pub fn represent(
                 let Some(values) = values.next() else {
                     candle_core::bail!("the pass has too few values");
                 };
-                parts.push(ends(&mut places.iter().map(|place| place.end), values)?);
+                parts.push(select(values, places.iter().map(|place| place.end))?);
             }
             Representation::Suffix { block, .. } => {
                 let number = suffixes.next().unwrap_or(0);
-                let ids = places.iter().map(|place| place.suffixes[number].as_slice());
-                let continuation = Continuation {
-                    packed: Packed::new(ids),
-                    prefixes: places.iter().map(|place| place.prefix.clone()).collect(),
-                    cache: &activations.cache,
-                };
-                let wanted = Wanted {
-                    values: vec![*block],
-                    ..Wanted::default()
-                };
-                let mut row = 0;
-                let mut rows = continuation.packed.lengths.iter().map(|length| {
-                    row += length;
-                    row - 1
-                });
-                let extended = model.llama.extend(&continuation, &wanted)?;
-                parts.push(ends(&mut rows, &extended.values[0])?);
+                let chunks = chunks(places, number)
+                    .map(|places| at_suffixes(model, *block, number, activations, places))
+                    .collect::<Result<Vec<_>>>()?;
+                parts.push(Tensor::cat(&chunks, 0)?);
             }
         }
     }
     Tensor::cat(&parts, D::Minus1)
+}
+
+/// V of a block at the last token of each place's suffix, `[places, kv_dim]`.
+fn at_suffixes(
+    model: &BaseModel,
+    block: usize,
+    number: usize,
+    activations: &Activations,
+    places: &[Place],
+) -> Result<Tensor> {
+    let ids = places.iter().map(|place| place.suffixes[number].as_slice());
+    let continuation = Continuation {
+        packed: Packed::new(ids),
+        prefixes: places.iter().map(|place| place.prefix.clone()).collect(),
+        cache: &activations.cache,
+    };
+    let wanted = Wanted {
+        values: vec![block],
+        ..Wanted::default()
+    };
+    let mut row = 0;
+    let rows = continuation.packed.lengths.iter().map(|length| {
+        row += length;
+        row - 1
+    });
+    let extended = model.llama.extend(&continuation, &wanted)?;
+    select(&extended.values[0], rows)
+}
+
+/// Places in groups whose suffixes attend to at most [`MAX_ATTENDED`] rows together.
+fn chunks(mut places: &[Place], number: usize) -> impl Iterator<Item = &[Place]> {
+    std::iter::from_fn(move || {
+        let mut attended = 0;
+        let fits = places.iter().take_while(|place| {
+            attended += place.prefix.len() + place.suffixes[number].len();
+            attended <= MAX_ATTENDED
+        });
+        let (chunk, rest) = places.split_at(fits.count().max(1).min(places.len()));
+        places = rest;
+        (!chunk.is_empty()).then_some(chunk)
+    })
+}
+
+fn select(values: &Tensor, rows: impl Iterator<Item = usize>) -> Result<Tensor> {
+    let rows: Vec<u32> = rows.map(|row| row as u32).collect();
+    values.index_select(&Tensor::new(rows, values.device())?, 0)
 }

@@ -215,6 +215,22 @@ fn a_suffix_knows_what_follows_the_mention() {
     assert!(!equal(&a.embedding[KV_DIM..], &b.embedding[KV_DIM..]));
 }
 
+/// Their suffixes attend to more rows than one pass takes.
+#[test]
+fn many_mentions_of_a_long_text_get_what_each_gets_alone() {
+    let embedder = suffix_embedder();
+    let long = "Dr. Ada Lovelace met Zoë in Rome. ".repeat(200);
+    let spans: Vec<(u32, u32)> = (0..200).map(|n| (n * 34 + 4, n * 34 + 16)).collect();
+    let together = mentions(&embedder, &long, Some(&spans)).unwrap();
+    for number in [0, 99, 199] {
+        let alone = mentions(&embedder, &long, Some(&spans[number..=number])).unwrap();
+        let pairs = together[number].embedding.iter().zip(&alone[0].embedding);
+        assert_eq!(alone[0].text, "Ada Lovelace");
+        assert!(pairs.clone().count() == 2 * KV_DIM);
+        assert!(pairs.clone().all(|(a, b)| (a - b).abs() < 1e-4), "{number}");
+    }
+}
+
 fn batch_gives_what_its_texts_give_alone(embedder: &Embedder) {
     let type_alone = type_embedding(embedder, "dinosaur");
     // Every third text is asked for its mentions alone.
