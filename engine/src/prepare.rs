@@ -205,7 +205,8 @@ fn type_window(model: &BaseModel, head: &Head, name: &str) -> Result<Window> {
     let query = span_end_query(&head.description.representations, &name);
     let encoded = model.tokenizer.encode(&query)?;
     let count = encoded.ids.len();
-    if model.tokenizer.encode(&name)?.ids.is_empty() {
+    let of_name = model.tokenizer.encode(&name)?.ids.len();
+    if of_name == 0 {
         return Err(EngineError::new(
             ErrorKind::InvalidSetting,
             "the type's name holds no character that the model knows",
@@ -217,9 +218,12 @@ fn type_window(model: &BaseModel, head: &Head, name: &str) -> Result<Window> {
     if count > most {
         return Err(EngineError::new(
             ErrorKind::TextTooLarge,
-            format!("the type's name has {count} tokens"),
+            format!("the type's name has {of_name} tokens"),
         )
-        .hint(format!("Name an entity type in at most {most} tokens.")));
+        .hint(format!(
+            "Name an entity type in at most {} tokens.",
+            (most + of_name).saturating_sub(count)
+        )));
     }
     let whole = TokenWindow {
         tokens: 0..count,
