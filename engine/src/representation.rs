@@ -137,6 +137,10 @@ fn suffixes(
     filled
         .map(|text| {
             let mut ids = model.tokenizer.encode(&text)?.ids;
+            if ids.is_empty() {
+                // Of characters that the model does not know; a sequence needs a token.
+                ids.push(model.tokenizer.first());
+            }
             Ok(ids.split_off(ids.len().saturating_sub(MAX_SUFFIX)))
         })
         .collect()
