@@ -37,7 +37,7 @@ static BATCH_TOKENS: Int = Int::new(2048);
 /// 0: as many threads as the engine's cgroup and affinity give it cores. Lower it to leave cores to
 /// the server.
 static THREADS: Int = Int::new(0);
-/// 256 kB is a long report, and a minute or two of work on a CPU. A larger text is more often a
+/// 256 kB is a long report, and some minutes of work on a CPU. A larger text is more often a
 /// mistake than one to be searched in one piece.
 static MAX_TEXT_SIZE: Int = Int::new(256);
 /// 1024 requests: many times what a server's sessions have in flight, so that only a runaway client
