@@ -73,6 +73,44 @@ AS 'MODULE_PATHNAME', 'ner_type_embedding_wrapper';
 COMMENT ON FUNCTION ner_type_embedding(text) IS
 'Embedding of the name of an entity type, for ORDER BY embedding <=> ner_type_embedding(''dinosaur'')';
 
+CREATE FUNCTION ner_type_embedding(type_name text, examples text[])
+RETURNS @extschema:vector@.vector
+LANGUAGE c STABLE STRICT PARALLEL SAFE COST 10000
+AS 'MODULE_PATHNAME', 'ner_type_embedding_of_examples_wrapper';
+
+COMMENT ON FUNCTION ner_type_embedding(text, text[]) IS
+'Embedding of an entity type that is named and shown by examples, such as ner_type_embedding(''dinosaur'', ARRAY[''Triceratops'', ''T. rex''])';
+
+CREATE FUNCTION ner_refine_type_add(
+    state double precision[],
+    type_name text,
+    example @extschema:vector@.vector
+)
+RETURNS double precision[]
+LANGUAGE c STABLE PARALLEL SAFE COST 100
+AS 'MODULE_PATHNAME', 'ner_refine_type_add_wrapper';
+
+COMMENT ON FUNCTION ner_refine_type_add(double precision[], text, @extschema:vector@.vector) IS
+'Transition function of the aggregate ner_refine_type';
+
+CREATE FUNCTION ner_refine_type_final(state double precision[])
+RETURNS @extschema:vector@.vector
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'ner_refine_type_final_wrapper';
+
+COMMENT ON FUNCTION ner_refine_type_final(double precision[]) IS
+'Final function of the aggregate ner_refine_type';
+
+CREATE AGGREGATE ner_refine_type(type_name text, example @extschema:vector@.vector) (
+    SFUNC = ner_refine_type_add,
+    STYPE = double precision[],
+    FINALFUNC = ner_refine_type_final,
+    PARALLEL = SAFE
+);
+
+COMMENT ON AGGREGATE ner_refine_type(text, @extschema:vector@.vector) IS
+'Embedding of an entity type that is named and shown by stored mentions; NULL without a mention. The type''s name is that of the first row';
+
 CREATE FUNCTION ner_engine_status(
     OUT state text,
     OUT pid integer,

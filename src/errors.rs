@@ -42,6 +42,14 @@ pub enum Error {
     InvalidText,
     #[error("name of the entity type must not be empty")]
     EmptyTypeName,
+    #[error("the example has {example} dimensions and the type's embedding {name}")]
+    ExampleDimensions { example: usize, name: usize },
+    #[error("an example is not a vector as pgvector stores it")]
+    NotAVector,
+    #[error("the state of ner_refine_type is damaged")]
+    RefinementState,
+    #[error("the model changed during the call")]
+    ModelChanged,
     #[error("span {0} is NULL, empty or unbounded")]
     SpanWithoutText(usize),
     #[error("span {0} begins before the text")]
@@ -59,6 +67,10 @@ impl Error {
             Self::RequestTimeout => ERRCODE_QUERY_CANCELED,
             Self::ProtocolVersion => ERRCODE_PROTOCOL_VIOLATION,
             Self::BadAnswer(_) => ERRCODE_INTERNAL_ERROR,
+            Self::ExampleDimensions { .. } | Self::NotAVector | Self::RefinementState => {
+                ERRCODE_DATA_EXCEPTION
+            }
+            Self::ModelChanged => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::RequestTooLarge | Self::TextTooLarge { .. } => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             Self::AnswerOutOfMemory(_) => ERRCODE_OUT_OF_MEMORY,
             Self::InvalidText => ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
@@ -95,6 +107,13 @@ impl Error {
             Self::AnswerOutOfMemory(_) => Some("Pass fewer or shorter texts in one call."),
             Self::InvalidText => None,
             Self::EmptyTypeName => Some("Pass the name of a type, such as 'dinosaur'."),
+            Self::ExampleDimensions { .. } => Some(
+                "Embeddings of different models or heads cannot be mixed: embed the example's text anew.",
+            ),
+            Self::NotAVector | Self::RefinementState => {
+                Some("Pass embeddings that ner_entity_embeddings gave.")
+            }
+            Self::ModelChanged => Some("Call it again."),
             Self::SpanWithoutText(_) | Self::SpanBeforeText(_) => Some(
                 "Spans count characters from 0 and exclude their end, such as int4range(0, 5).",
             ),

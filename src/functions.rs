@@ -81,7 +81,7 @@ fn ner_entity_embeddings_of_texts(texts: Array<'_, &[u8]>) -> Result<DocumentRow
             requests.push(text_request(text, None)?);
         }
     }
-    let answers = mentions(requests, true, Priority::Bulk)?;
+    let (_, answers) = mentions(requests, true, Priority::Bulk)?;
     let mut rows = Vec::with_capacity(answers.iter().map(Vec::len).sum());
     for (number, mentions) in numbers.into_iter().zip(answers) {
         for mention in mentions {
@@ -111,31 +111,6 @@ fn ner_entities(text: &[u8]) -> Result<EntityRows, ErrorReport> {
         let (start, end) = offsets(mention.span);
         (ServerText(mention.text), start, end, mention.score)
     })))
-}
-
-/// `ner_type_embedding(text)`
-#[pg_extern]
-fn ner_type_embedding(name: &[u8]) -> Result<Vector, ErrorReport> {
-    let name = to_utf8(name)?;
-    if name.trim().is_empty() {
-        return Err(Error::EmptyTypeName.into());
-    }
-    if let Some(embedding) = type_cache::get(&name) {
-        return Ok(Vector::new(embedding)?);
-    }
-    check_size(&*name)?;
-    let name = name.into_owned();
-    match client::ask(&Request::Type { name: name.clone() })? {
-        Response::Type {
-            fingerprint,
-            embedding,
-        } => {
-            let vector = Vector::new(embedding.clone())?;
-            type_cache::insert(fingerprint, name, embedding);
-            Ok(vector)
-        }
-        other => Err(client::unexpected(&other).into()),
-    }
 }
 
 /// A mention as a row; made before the first row is returned, so that a bad answer is an error of
@@ -189,7 +164,7 @@ fn text_request(text: &[u8], spans: Option<Vec<Span>>) -> Result<TextRequest, Er
 }
 
 /// The engine checks this as well; here it saves converting and sending what it would refuse.
-fn check_size(text: impl AsRef<[u8]>) -> Result<(), Error> {
+pub fn check_size(text: impl AsRef<[u8]>) -> Result<(), Error> {
     let (bytes, limit) = (text.as_ref().len(), gucs::max_text_bytes());
     if bytes > limit {
         return Err(Error::TextTooLarge { bytes, limit });
@@ -217,29 +192,30 @@ fn mentions_of_one(text: TextRequest, embed: bool) -> Result<Vec<Mention>, Error
     if nothing_to_do {
         return Ok(Vec::new());
     }
-    let mut answers = mentions(vec![text], embed, Priority::Interactive)?;
+    let (_, mut answers) = mentions(vec![text], embed, Priority::Interactive)?;
     Ok(answers.pop().unwrap_or_default())
 }
 
-/// One list of mentions per text, in order. No texts, no request.
-fn mentions(
+/// The fingerprint and one list of mentions per text, in order. No texts, no request.
+pub fn mentions(
     texts: Vec<TextRequest>,
     embed: bool,
     priority: Priority,
-) -> Result<Vec<Vec<Mention>>, Error> {
+) -> Result<(String, Vec<Vec<Mention>>), Error> {
     if texts.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Default::default());
     }
     let asked = texts.len();
     let request = Request::Mentions {
         texts,
         embed,
+        threshold: gucs::detection_threshold(),
         priority,
     };
     match client::ask(&request)? {
         Response::Mentions { fingerprint, texts } if texts.len() == asked => {
             type_cache::saw_fingerprint(&fingerprint);
-            Ok(texts)
+            Ok((fingerprint, texts))
         }
         Response::Mentions { texts, .. } => {
             let answered = texts.len();

@@ -43,6 +43,8 @@ static MAX_TEXT_SIZE: Int = Int::new(256);
 /// 1024 requests: many times what a server's sessions have in flight, so that only a runaway client
 /// meets it, and little memory.
 static MAX_QUEUE: Int = Int::new(1024);
+/// -1: the threshold that was chosen for the head when it was trained.
+static DETECTION_THRESHOLD: GucSetting<f64> = GucSetting::<f64>::new(-1.0);
 /// 0: no limit of its own; `statement_timeout` already ends a call that takes too long.
 static REQUEST_TIMEOUT: Int = Int::new(0);
 
@@ -141,6 +143,16 @@ fn define_limits() {
         &MAX_QUEUE,
         1..=1_000_000,
     );
+    GucRegistry::define_float_guc(
+        c"ner_retriever.detection_threshold",
+        c"Least probability of a detected mention.",
+        c"Lower finds more mentions, of which more are none. -1 means the head's own.",
+        &DETECTION_THRESHOLD,
+        -1.0,
+        1.0,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
     GucRegistry::define_int_guc(
         c"ner_retriever.request_timeout",
         c"Longest time that a call waits for the engine.",
@@ -217,6 +229,12 @@ pub fn max_text_bytes() -> usize {
 
 pub fn max_queue() -> i32 {
     MAX_QUEUE.get()
+}
+
+/// `None` means the head's own.
+pub fn detection_threshold() -> Option<f32> {
+    let threshold = DETECTION_THRESHOLD.get();
+    (threshold >= 0.0).then_some(threshold as f32)
 }
 
 /// `None` means no limit.

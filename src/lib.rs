@@ -14,6 +14,7 @@ mod status;
 mod supervisor;
 mod text;
 mod type_cache;
+mod types;
 mod vector;
 
 use pgrx::prelude::*;

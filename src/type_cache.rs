@@ -13,13 +13,21 @@ use crate::{gucs, paths};
 /// More types than a session asks for by hand; 2 MB at 500 dimensions.
 const MAX_ENTRIES: usize = 1024;
 
+/// What a type's embedding is made from.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct TypeQuery {
+    pub name: String,
+    pub examples: Vec<String>,
+}
+
 thread_local! {
     static CACHE: RefCell<TypeCache> = RefCell::default();
 }
 
 #[derive(Default)]
 struct TypeCache {
-    embeddings: HashMap<String, Vec<f32>>,
+    /// By the type's name and its examples.
+    embeddings: HashMap<TypeQuery, Vec<f32>>,
     fingerprint: String,
     source: Source,
     /// Start of the statement that last compared `source` with what is.
@@ -53,16 +61,18 @@ impl Source {
     }
 }
 
-/// A type's embedding, if this session has asked for it before and nothing has changed since.
-pub fn get(name: &str) -> Option<Vec<f32>> {
+/// The fingerprint and a type's embedding, if this session has asked for it before and nothing has
+/// changed since.
+pub fn get(query: &TypeQuery) -> Option<(String, Vec<f32>)> {
     CACHE.with_borrow_mut(|cache| {
         cache.check();
-        cache.embeddings.get(name).cloned()
+        let embedding = cache.embeddings.get(query)?.clone();
+        Some((cache.fingerprint.clone(), embedding))
     })
 }
 
 /// Keeps what the engine just answered.
-pub fn insert(fingerprint: String, name: String, embedding: Vec<f32>) {
+pub fn insert(fingerprint: String, query: TypeQuery, embedding: Vec<f32>) {
     CACHE.with_borrow_mut(|cache| {
         let source = Source::current();
         let same = cache.fingerprint == fingerprint && cache.source == source;
@@ -71,7 +81,7 @@ pub fn insert(fingerprint: String, name: String, embedding: Vec<f32>) {
         }
         cache.fingerprint = fingerprint;
         cache.source = source;
-        cache.embeddings.insert(name, embedding);
+        cache.embeddings.insert(query, embedding);
     });
 }
 

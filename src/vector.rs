@@ -42,6 +42,23 @@ impl Vector {
     }
 }
 
+/// The elements of a stored vector; `value` is what follows its varlena header.
+///
+/// # Errors
+/// `NotAVector` if the lengths do not agree.
+pub fn elements(value: &[u8]) -> Result<Vec<f32>, Error> {
+    let (header, elements) = value.split_at_checked(4).ok_or(Error::NotAVector)?;
+    let dims = i16::from_ne_bytes([header[0], header[1]]);
+    let (elements, rest) = elements.as_chunks();
+    if !rest.is_empty() || usize::try_from(dims) != Ok(elements.len()) {
+        return Err(Error::NotAVector);
+    }
+    Ok(elements
+        .iter()
+        .map(|bytes| f32::from_ne_bytes(*bytes))
+        .collect())
+}
+
 impl IntoDatum for Vector {
     fn into_datum(self) -> Option<pg_sys::Datum> {
         let len = size_of::<Header>() + self.elements.len() * size_of::<f32>();

@@ -7,7 +7,12 @@ use ner_retriever_protocol::{EngineError, Mention, ModelInfo, TextRequest};
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
     /// Detect (unless the caller gave spans) and embed the mentions of a text.
-    Text { request: TextRequest, embed: bool },
+    Text {
+        request: TextRequest,
+        embed: bool,
+        /// Least probability of a detected mention, instead of the head's own.
+        threshold: Option<f32>,
+    },
     /// Embed the name of an entity type.
     Type { name: String },
 }

@@ -170,9 +170,7 @@ impl Embedder {
             .forward(&packed, &wanted)
             .map_err(compute)?;
         let proposals = match (detector, activations.hidden.first()) {
-            (Some((probe, detector)), Some(hidden)) => {
-                propose(windows, probe, detector.threshold, hidden).map_err(compute)?
-            }
+            (Some((probe, _)), Some(hidden)) => propose(windows, probe, hidden).map_err(compute)?,
             _ => vec![Vec::new(); windows.len()],
         };
         let mut found = Vec::with_capacity(windows.len());
@@ -290,7 +288,6 @@ impl Backend for Embedder {
 fn propose(
     windows: &[&Window],
     probe: &Probe,
-    threshold: f32,
     hidden: &Tensor,
 ) -> candle_core::Result<Vec<Scored>> {
     let mut candidates = Candidates::default();
@@ -304,7 +301,9 @@ fn propose(
     let scores = probe.score(hidden, &candidates)?;
     let mut proposals = vec![Vec::new(); windows.len()];
     for (span, score) in candidates.spans.iter().zip(scores) {
-        if score >= threshold {
+        if let Task::Detect { threshold, .. } = &windows[span.sequence].task
+            && score >= *threshold
+        {
             let words = span.first_word..span.last_word + 1;
             proposals[span.sequence].push((words, score));
         }

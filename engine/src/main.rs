@@ -91,6 +91,9 @@ struct Eval {
     types: PathBuf,
     #[arg(long, value_enum)]
     spans: Spans,
+    /// Least probability of a detected mention, instead of the head's own
+    #[arg(long)]
+    threshold: Option<f32>,
     /// Score a random subset of this many texts
     #[arg(long)]
     limit: Option<usize>,
@@ -190,7 +193,13 @@ fn eval(options: &Eval) -> Result<(), EngineError> {
     let documents = corpus::sample(documents, options.limit, options.seed);
     let names = corpus::read_type_names(&options.types, &options.corpus)?;
     let embedder = Embedder::load(&options.model, &options.head, Device::Cpu)?;
-    let report = eval::evaluate(&embedder, &documents, &names, options.spans)?;
+    let report = eval::evaluate(
+        &embedder,
+        &documents,
+        &names,
+        options.spans,
+        options.threshold,
+    )?;
     if options.json {
         let json = serde_json::to_string(&report)
             .map_err(|e| EngineError::new(ErrorKind::Internal, e.to_string()))?;

@@ -35,6 +35,8 @@ pub enum Task {
     Detect {
         words: Vec<Word>,
         owned: Range<usize>,
+        /// Least probability of a mention.
+        threshold: f32,
     },
     /// Embed given spans: their bytes of the whole text, and the token that holds their end.
     Spans(Vec<(Range<usize>, usize)>),
@@ -61,7 +63,7 @@ impl Window {
     /// probe proposes with their probabilities, those without overlap that the window owns.
     pub fn mentions(&self, proposals: &[(Range<usize>, f32)]) -> (Scored, Vec<usize>) {
         match &self.task {
-            Task::Detect { words, owned } => without_overlap(proposals)
+            Task::Detect { words, owned, .. } => without_overlap(proposals)
                 .into_iter()
                 .map(|index| &proposals[index])
                 .filter(|(span, _)| owned.contains(&words[span.end - 1].last))
@@ -87,8 +89,12 @@ impl Window {
 pub fn prepare(model: &BaseModel, head: &Head, input: Input) -> Result<(Prepared, Vec<Window>)> {
     match input {
         Input::Type { name } => Ok((Prepared::Type, vec![type_window(model, head, &name)?])),
-        Input::Text { request, embed } => match request {
-            TextRequest { text, spans: None } => detect(model, head, text, embed),
+        Input::Text {
+            request,
+            embed,
+            threshold,
+        } => match request {
+            TextRequest { text, spans: None } => detect(model, head, text, threshold, embed),
             TextRequest {
                 text,
                 spans: Some(spans),
@@ -101,15 +107,17 @@ fn detect(
     model: &BaseModel,
     head: &Head,
     text: String,
+    threshold: Option<f32>,
     embed: bool,
 ) -> Result<(Prepared, Vec<Window>)> {
-    if head.probe.is_none() {
+    let Some(detector) = head.description.detector.as_ref() else {
         return Err(EngineError::new(
             ErrorKind::HeadMismatch,
             format!("head \"{}\" has no mention detector", head.description.name),
         )
         .hint("Pass the spans: ner_entity_embeddings(text, int4range[]), or use another head."));
-    }
+    };
+    let threshold = threshold.unwrap_or(detector.threshold);
     let text: Arc<str> = text.into();
     let encoded = model.tokenizer.encode(&text)?;
     let words = words(&text, &encoded);
@@ -129,6 +137,7 @@ fn detect(
             let task = Task::Detect {
                 words: words.collect(),
                 owned: token(window.owned.start)..token(window.owned.end),
+                threshold,
             };
             sequence(model, &encoded, &window, task, embed, &text)
         })

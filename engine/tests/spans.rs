@@ -54,6 +54,7 @@ fn mentions(
     let input = Input::Text {
         request,
         embed: true,
+        threshold: None,
     };
     match run(embedder, input)? {
         Output::Mentions(mentions) => Ok(mentions),
@@ -241,6 +242,7 @@ fn batch_gives_what_its_texts_give_alone(embedder: &Embedder) {
             spans: None,
         },
         embed: embed(number),
+        threshold: None,
     };
     let mut inputs: Vec<Input> = TEXTS.iter().enumerate().map(input).collect();
     inputs.insert(

@@ -22,6 +22,8 @@ pub enum Request {
     Mentions {
         texts: Vec<TextRequest>,
         embed: bool,
+        /// Least probability of a detected mention, instead of the head's own.
+        threshold: Option<f32>,
         priority: Priority,
     },
     /// Embed the name of an entity type.

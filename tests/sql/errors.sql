@@ -5,6 +5,18 @@ select ner_type_embedding('');
 \echo :LAST_ERROR_SQLSTATE
 select ner_type_embedding(repeat('river ', 3000));
 \echo :LAST_ERROR_SQLSTATE
+select ner_type_embedding(' ', array['Rome']);
+\echo :LAST_ERROR_SQLSTATE
+select ner_type_embedding('city', array[repeat('x', 1024 * 1024)]);
+\echo :LAST_ERROR_SQLSTATE
+select ner_refine_type('city', '[1,2,3]'::vector);
+\echo :LAST_ERROR_SQLSTATE
+select ner_refine_type('', '[1,2,3]'::vector);
+\echo :LAST_ERROR_SQLSTATE
+select ner_refine_type_final('{1,2}');
+\echo :LAST_ERROR_SQLSTATE
+set ner_retriever.detection_threshold = 2;
+\echo :LAST_ERROR_SQLSTATE
 select * from ner_entity_embeddings('Rome', array[int4range(0, 5)]);
 \echo :LAST_ERROR_SQLSTATE
 select * from ner_entity_embeddings('Rome', array[int4range(-1, 2)]);

@@ -54,3 +54,27 @@ exception when invalid_parameter_value then
 end
 $$;
 select entity from ner_entity_embeddings('Rome', array[int4range(0, 4)]);
+
+-- A type shown by examples: in the call, or stored mentions.
+select ner_type_embedding('city', '{}') = ner_type_embedding('city') as no_examples,
+       ner_type_embedding('city', array[null, ' ']) = ner_type_embedding('city') as blank_examples,
+       ner_type_embedding('city', array['Rome']) = ner_type_embedding('city') as one_example,
+       round(vector_norm(ner_type_embedding('city', array['Rome', 'Oslo']))::numeric, 3) as length;
+create temporary table mentions as
+select entity, embedding from ner_entity_embeddings('Rome', array[int4range(0, 4)])
+union all
+select entity, embedding from ner_entity_embeddings('Oslo', array[int4range(0, 4)]);
+select ner_refine_type('city', embedding) <=> ner_type_embedding('city', array['Rome', 'Oslo']) < 0.00001 as same
+from mentions;
+select ner_refine_type('city', embedding) is null as without_mentions from mentions where false;
+select ner_refine_type('city', null) is null as only_nulls from mentions;
+select ner_refine_type(name, embedding) <=> (select ner_refine_type('city', embedding) from mentions) < 0.00001 as nulls_are_left_out
+from (select 'city' as name, embedding from mentions union all values ('city', null), (null, null)) as rows;
+
+-- The detection threshold is a session's own.
+set ner_retriever.detection_threshold = 1;
+select count(*) from ner_entities('Ada Lovelace lived in London.');
+set ner_retriever.detection_threshold = 0;
+select count(*) > 2 as more from ner_entities('Ada Lovelace lived in London.');
+reset ner_retriever.detection_threshold;
+select string_agg(entity, ', ') from ner_entities('Ada Lovelace lived in London.');

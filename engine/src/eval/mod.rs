@@ -37,7 +37,8 @@ struct Index {
     detection: DetectionCounts,
 }
 
-/// Scores a head on a corpus with gold or with detected spans.
+/// Scores a head on a corpus with gold or with detected spans; `threshold` is the least probability
+/// of a detected mention instead of the head's own.
 ///
 /// # Errors
 /// The model's errors; `InvalidSetting` if the corpus has no mention.
@@ -46,9 +47,10 @@ pub fn evaluate(
     documents: &[Document],
     names: &TypeNames,
     spans: Spans,
+    threshold: Option<f32>,
 ) -> Result<Report> {
     let started = std::time::Instant::now();
-    let index = index(embedder, documents, spans)?;
+    let index = index(embedder, documents, spans, threshold)?;
     let queries: BTreeMap<&str, &str> = names
         .iter()
         .filter_map(|(kind, name)| Some((kind.as_str(), name.as_deref()?)))
@@ -103,7 +105,12 @@ fn gold_texts(documents: &[Document], kind: &str) -> Vec<bool> {
         .collect()
 }
 
-fn index(embedder: &Embedder, documents: &[Document], spans: Spans) -> Result<Index> {
+fn index(
+    embedder: &Embedder,
+    documents: &[Document],
+    spans: Spans,
+    threshold: Option<f32>,
+) -> Result<Index> {
     let mut texts = Vec::new();
     let mut values = Vec::new();
     let mut detection = DetectionCounts::default();
@@ -117,7 +124,7 @@ fn index(embedder: &Embedder, documents: &[Document], spans: Spans) -> Result<In
         let mut batch = Vec::new();
         let mut tokens = 0;
         while next + batch.len() < documents.len() && tokens < BATCH_TOKENS {
-            let prepared = prepare(embedder, &documents[next + batch.len()], spans)?;
+            let prepared = prepare(embedder, &documents[next + batch.len()], spans, threshold)?;
             tokens += prepared.1.iter().map(|w| w.ids.len()).sum::<usize>();
             batch.push(prepared);
         }
@@ -155,7 +162,12 @@ fn index(embedder: &Embedder, documents: &[Document], spans: Spans) -> Result<In
 
 type PreparedText = (<Embedder as Backend>::Prepared, Vec<Window>);
 
-fn prepare(embedder: &Embedder, document: &Document, spans: Spans) -> Result<PreparedText> {
+fn prepare(
+    embedder: &Embedder,
+    document: &Document,
+    spans: Spans,
+    threshold: Option<f32>,
+) -> Result<PreparedText> {
     let spans = match spans {
         Spans::Gold => Some(
             document
@@ -171,6 +183,7 @@ fn prepare(embedder: &Embedder, document: &Document, spans: Spans) -> Result<Pre
     embedder.prepare(Input::Text {
         request,
         embed: true,
+        threshold,
     })
 }
 

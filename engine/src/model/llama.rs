@@ -14,7 +14,8 @@ pub struct Llama {
     /// `[vocab_size, hidden_size]`.
     embeddings: Tensor,
     blocks: Vec<Block>,
-    values: Values,
+    /// Absent where all blocks are loaded whole.
+    values: Option<Values>,
     rope: Rope,
 }
 
@@ -124,9 +125,13 @@ impl Llama {
         Ok(Self {
             embeddings: weights.embeddings(&[config.vocab_size, hidden])?,
             blocks: (0..last).map(block).collect::<error::Result<_>>()?,
-            values: Values {
-                norm: weights.block(last, "input_layernorm", &[hidden])?,
-                v: weights.block(last, "self_attn.v_proj", &[kv, hidden])?,
+            values: if last < config.blocks {
+                Some(Values {
+                    norm: weights.block(last, "input_layernorm", &[hidden])?,
+                    v: weights.block(last, "self_attn.v_proj", &[kv, hidden])?,
+                })
+            } else {
+                None
             },
             rope,
             config,
@@ -173,13 +178,12 @@ impl Llama {
             if index == end && !cached && !wanted.values.contains(&index) {
                 break;
             }
-            let v = match self.blocks.get(index) {
-                None if index == self.blocks.len() && !cached => {
-                    let normed = self.norm(&x, &self.values.norm)?;
-                    linear(&normed, &self.values.v)?
+            let v = match (self.blocks.get(index), &self.values) {
+                (None, Some(values)) if index == self.blocks.len() && !cached => {
+                    linear(&self.norm(&x, &values.norm)?, &values.v)?
                 }
-                None => candle_core::bail!("block {index} was not loaded"),
-                Some(block) => {
+                (None, _) => candle_core::bail!("block {index} was not loaded"),
+                (Some(block), _) => {
                     let (q, k, v) = self.attention_inputs(block, &x, batch)?;
                     if index < end {
                         self.block(block, &mut x, &q, &k, &v, index, batch)?;

@@ -49,11 +49,16 @@ pub(super) fn handle<B: Backend>(server: &Server<B>, stream: Arc<UnixStream>) {
         Request::Mentions {
             texts,
             embed,
+            threshold,
             priority,
         } => {
             let inputs = texts
                 .into_iter()
-                .map(|request| Input::Text { request, embed })
+                .map(|request| Input::Text {
+                    request,
+                    embed,
+                    threshold,
+                })
                 .collect();
             answer(server, &stream, Work { inputs, priority }, mentions);
         }

@@ -107,6 +107,7 @@ fn texts(texts: &[&str]) -> Request {
     Request::Mentions {
         texts,
         embed: true,
+        threshold: None,
         priority: Priority::Interactive,
     }
 }
