@@ -1,10 +1,14 @@
 //! The forward pass against transformers + torch (tests/golden/README.md says how they were made).
 
+#[path = "common/gguf.rs"]
+mod gguf;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use ner_retriever_engine::model::{
     BaseModel, Checkpoint,
+    config::RopeScaling,
     llama::{Continuation, Packed, Wanted},
 };
 use serde::Deserialize;
@@ -116,6 +120,18 @@ fn smollm2_matches_transformers() {
 fn a_llama_3_checkpoint_matches_transformers() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_llama3");
     check(&load(&folder), &golden("tiny_llama3.json"));
+}
+
+/// Rope's scaling as divisors, Q and K in llama.cpp's order, the tokenizer from metadata.
+#[test]
+fn a_llama_3_gguf_matches_transformers() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_llama3");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    gguf::convert(&folder, "llama-bpe", file.path(), |_, _| ());
+    let model = load(file.path());
+    let scaling = model.llama.config().rope_scaling.clone();
+    assert!(matches!(scaling, Some(RopeScaling::Divisors(_))));
+    check(&model, &golden("tiny_llama3.json"));
 }
 
 /// Two sequences that continue the same text, without seeing each other, and one that continues the

@@ -1,10 +1,10 @@
 //! The hyperparameters of a Llama-architecture decoder.
 
-use std::path::Path;
+use std::{fmt::Display, path::Path};
 
 use serde::Deserialize;
 
-use crate::error::{Result, model_damaged, model_unsupported};
+use crate::error::{EngineError, Result, model_damaged, model_unsupported};
 
 /// What the forward pass needs to know, from `config.json` or GGUF metadata.
 #[derive(Debug, Clone, PartialEq)]
@@ -171,16 +171,21 @@ fn hf_rope_scaling(rope: &HfRope, path: &Path) -> Result<Option<RopeScaling>> {
             high_freq_factor: rope.high_freq_factor.ok_or_else(missing)?,
             original_context: rope.original_max_position_embeddings.ok_or_else(missing)?,
         })),
-        other => Err(model_unsupported(
-            path,
-            format_args!("rope scaling \"{other}\""),
-            "Rope scaling may be default, linear or llama3.",
-        )),
+        other => Err(unsupported_rope(path, format_args!("scaling \"{other}\""))),
     }
 }
 
+/// The error for rotary embeddings of another kind.
+pub fn unsupported_rope(path: &Path, kind: impl Display) -> EngineError {
+    model_unsupported(
+        path,
+        format_args!("rope with {kind}"),
+        "Rope must turn all dimensions of a head; its scaling may be default, linear or llama3.",
+    )
+}
+
 /// The error for a model of another architecture.
-pub fn unsupported_architecture(path: &Path, architecture: &str) -> crate::error::EngineError {
+pub fn unsupported_architecture(path: &Path, architecture: &str) -> EngineError {
     model_unsupported(
         path,
         format_args!("architecture \"{architecture}\""),

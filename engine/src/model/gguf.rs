@@ -11,11 +11,14 @@ use candle_core::{
     quantized::gguf_file::{Content, Value},
 };
 
-use super::config::{LlamaConfig, RopeScaling, unsupported_architecture};
+use super::config::{LlamaConfig, RopeScaling, unsupported_architecture, unsupported_rope};
 use crate::error::{Result, compute, model_damaged, model_file};
 
 /// Bytes of each tensor that go into a sample.
 const SAMPLE_BYTES: u64 = 256;
+
+/// The tensor of rope's divisors, Llama 3's scaling.
+const ROPE_FREQS: &str = "rope_freqs.weight";
 
 /// An opened GGUF file: its metadata, and where its tensors are.
 pub struct Gguf {
@@ -38,12 +41,8 @@ impl Gguf {
             config: config(&content, path)?,
             content,
         };
-        if gguf.content.tensor_infos.contains_key("rope_freqs.weight") {
-            let divisors = gguf
-                .read("rope_freqs.weight", &Device::Cpu)?
-                .to_vec1()
-                .map_err(|e| model_damaged(path, e))?;
-            gguf.config.rope_scaling = Some(RopeScaling::Divisors(divisors));
+        if gguf.content.tensor_infos.contains_key(ROPE_FREQS) {
+            gguf.config.rope_scaling = Some(RopeScaling::Divisors(gguf.rope_divisors()?));
         }
         Ok(gguf)
     }
@@ -90,6 +89,22 @@ impl Gguf {
             update(&sample);
         }
         Ok(())
+    }
+
+    /// What each frequency of rope is divided by, `[head_dim / 2]`.
+    fn rope_divisors(&self) -> Result<Vec<f32>> {
+        let tensor = self.read(ROPE_FREQS, &Device::Cpu)?;
+        let divisors: Vec<f32> = tensor.to_vec1().map_err(|e| model_damaged(&self.path, e))?;
+        let pairs = self.config.head_dim / 2;
+        let plausible = |divisor: &f32| divisor.is_finite() && *divisor > 0.0;
+        if divisors.len() == pairs && divisors.iter().all(plausible) {
+            Ok(divisors)
+        } else {
+            Err(model_damaged(
+                &self.path,
+                format_args!("tensor \"{ROPE_FREQS}\" does not hold {pairs} positive numbers"),
+            ))
+        }
     }
 
     /// A tensor by GGUF's name, dequantized to f32.
@@ -166,6 +181,12 @@ fn config(content: &Content, path: &Path) -> Result<LlamaConfig> {
         Some(Value::Array(tokens)) => tokens.len(),
         _ => return Err(model_damaged(path, "\"tokenizer.ggml.tokens\" is missing")),
     };
+    let head_dim = size("attention.key_length").unwrap_or(hidden_size / heads.max(1));
+    let rotated = size("rope.dimension_count").unwrap_or(head_dim);
+    if rotated != head_dim {
+        let kind = format_args!("{rotated} of a head's {head_dim} dimensions");
+        return Err(unsupported_rope(path, kind));
+    }
     LlamaConfig {
         vocab_size,
         hidden_size,
@@ -173,23 +194,36 @@ fn config(content: &Content, path: &Path) -> Result<LlamaConfig> {
         blocks: size("block_count")?,
         heads,
         kv_heads: size("attention.head_count_kv").unwrap_or(heads),
-        head_dim: size("attention.key_length").unwrap_or(hidden_size / heads.max(1)),
+        head_dim,
         rms_norm_eps: optional("attention.layer_norm_rms_epsilon")
             .and_then(|value| value.to_f32().ok())
             .map_or(1e-5, f64::from),
         rope_theta: optional("rope.freq_base")
             .and_then(|value| value.to_f32().ok())
             .map_or(10_000.0, f64::from),
-        rope_scaling: linear_scaling(&optional),
+        rope_scaling: rope_scaling(&optional, path)?,
         context: size("context_length")?,
     }
     .check(path)
 }
 
-fn linear_scaling<'a>(optional: &dyn Fn(&str) -> Option<&'a Value>) -> Option<RopeScaling> {
-    let kind = optional("rope.scaling.type")?.to_string().ok()?;
-    let factor = optional("rope.scaling.factor")?.to_f32().ok()?;
-    (kind == "linear").then(|| RopeScaling::Linear {
-        factor: f64::from(factor),
-    })
+fn rope_scaling<'a>(
+    optional: &dyn Fn(&str) -> Option<&'a Value>,
+    path: &Path,
+) -> Result<Option<RopeScaling>> {
+    let kind = match optional("rope.scaling.type") {
+        Some(Value::String(kind)) => kind.as_str(),
+        _ => "none",
+    };
+    match kind {
+        "none" => Ok(None),
+        "linear" => optional("rope.scaling.factor")
+            .and_then(|factor| factor.to_f32().ok())
+            .map(|factor| {
+                let factor = f64::from(factor);
+                Some(RopeScaling::Linear { factor })
+            })
+            .ok_or_else(|| model_damaged(path, "its rope scaling lacks its factor")),
+        other => Err(unsupported_rope(path, format_args!("scaling \"{other}\""))),
+    }
 }
