@@ -123,9 +123,18 @@ fn a_shard_that_ends_early() {
 
 #[test]
 fn another_architecture_is_named() {
-    expect(ModelUnsupported, "\"gpt_neox\"", |model, _| {
-        edit(&model.join("config.json"), "\"llama\"", "\"gpt_neox\"");
-    });
+    for architecture in ["\"gpt_neox\"", "\"qwen2_moe\""] {
+        let folder = intact();
+        let (model, head) = (folder.path().join("model"), folder.path().join("head"));
+        edit(&model.join("config.json"), "\"llama\"", architecture);
+        let error = load(&model, &head);
+        assert_eq!(error.kind, ModelUnsupported);
+        assert!(error.message.contains(architecture), "{error}");
+        let hint = error.hint.unwrap();
+        for supported in ["llama", "mistral", "qwen2", "qwen3"] {
+            assert!(hint.contains(supported), "{hint}");
+        }
+    }
 }
 
 #[test]

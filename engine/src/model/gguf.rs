@@ -11,7 +11,9 @@ use candle_core::{
     quantized::gguf_file::{Content, Value},
 };
 
-use super::config::{LlamaConfig, RopeScaling, unsupported_architecture, unsupported_rope};
+use super::config::{
+    Attention, LlamaConfig, RopeScaling, unsupported_architecture, unsupported_rope,
+};
 use crate::error::{Result, compute, model_damaged, model_file};
 
 /// Bytes of each tensor that go into a sample.
@@ -25,6 +27,8 @@ pub struct Gguf {
     path: PathBuf,
     content: Content,
     config: LlamaConfig,
+    /// Whether the rows of Q and K are in the order of interleaved rope.
+    permuted: bool,
 }
 
 impl Gguf {
@@ -36,9 +40,12 @@ impl Gguf {
         let file = File::open(path).map_err(|e| model_file(path, &e))?;
         let content =
             Content::read(&mut BufReader::new(file)).map_err(|e| model_damaged(path, e))?;
+        let config = config(&content, path)?;
         let mut gguf = Self {
             path: path.to_path_buf(),
-            config: config(&content, path)?,
+            // llama.cpp's converter permutes them for Llama and Mistral alone.
+            permuted: config.attention == Attention::default(),
+            config,
             content,
         };
         if gguf.content.tensor_infos.contains_key(ROPE_FREQS) {
@@ -63,7 +70,9 @@ impl Gguf {
     /// A tensor by Hugging Face's name, dequantized to f32.
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
         let tensor = self.read(&gguf_name(name), device)?;
-        let heads = if name.ends_with("self_attn.q_proj.weight") {
+        let heads = if !self.permuted {
+            return Ok(tensor);
+        } else if name.ends_with("self_attn.q_proj.weight") {
             self.config.heads
         } else if name.ends_with("self_attn.k_proj.weight") {
             self.config.kv_heads
@@ -141,6 +150,8 @@ fn gguf_name(name: &str) -> String {
         .replace("self_attn.k_proj", "attn_k")
         .replace("self_attn.v_proj", "attn_v")
         .replace("self_attn.o_proj", "attn_output")
+        .replace("self_attn.q_norm", "attn_q_norm")
+        .replace("self_attn.k_norm", "attn_k_norm")
         .replace("mlp.gate_proj", "ffn_gate")
         .replace("mlp.up_proj", "ffn_up")
         .replace("mlp.down_proj", "ffn_down")
@@ -165,15 +176,14 @@ fn config(content: &Content, path: &Path) -> Result<LlamaConfig> {
         Some(Value::String(name)) => name.as_str(),
         _ => return Err(model_damaged(path, "\"general.architecture\" is missing")),
     };
-    if architecture != "llama" {
-        return Err(unsupported_architecture(path, architecture));
-    }
-    let optional = |key: &str| content.metadata.get(&format!("llama.{key}"));
+    let attention =
+        Attention::of(architecture).ok_or_else(|| unsupported_architecture(path, architecture))?;
+    let optional = |key: &str| content.metadata.get(&format!("{architecture}.{key}"));
     let size = |key: &str| {
         optional(key)
             .and_then(|value| value.to_u32().ok())
             .map(|value| value as usize)
-            .ok_or_else(|| model_damaged(path, format_args!("\"llama.{key}\" is missing")))
+            .ok_or_else(|| model_damaged(path, format_args!("\"{architecture}.{key}\" is missing")))
     };
     let heads = size("attention.head_count")?;
     let hidden_size = size("embedding_length")?;
@@ -203,6 +213,7 @@ fn config(content: &Content, path: &Path) -> Result<LlamaConfig> {
             .map_or(10_000.0, f64::from),
         rope_scaling: rope_scaling(&optional, path)?,
         context: size("context_length")?,
+        attention,
     }
     .check(path)
 }
