@@ -1,10 +1,15 @@
 //! What the engine says about missing, damaged and unsupported models and heads.
 
 mod common;
+#[path = "common/gguf.rs"]
+mod gguf;
 
 use std::{fs, path::Path};
 
-use candle_core::Device;
+use candle_core::{
+    Device, Tensor,
+    quantized::{GgmlDType, QTensor, gguf_file::Value},
+};
 use common::{checkpoint, describe, write_head};
 use ner_retriever_engine::{
     embedder::Embedder,
@@ -118,9 +123,18 @@ fn a_shard_that_ends_early() {
 
 #[test]
 fn another_architecture_is_named() {
-    expect(ModelUnsupported, "\"gpt_neox\"", |model, _| {
-        edit(&model.join("config.json"), "\"llama\"", "\"gpt_neox\"");
-    });
+    for architecture in ["\"gpt_neox\"", "\"qwen2_moe\""] {
+        let folder = intact();
+        let (model, head) = (folder.path().join("model"), folder.path().join("head"));
+        edit(&model.join("config.json"), "\"llama\"", architecture);
+        let error = load(&model, &head);
+        assert_eq!(error.kind, ModelUnsupported);
+        assert!(error.message.contains(architecture), "{error}");
+        let hint = error.hint.unwrap();
+        for supported in ["llama", "mistral", "qwen2", "qwen3"] {
+            assert!(hint.contains(supported), "{hint}");
+        }
+    }
 }
 
 #[test]
@@ -178,6 +192,88 @@ fn a_gguf_that_ends_early() {
             fs::remove_dir_all(model).unwrap();
             fs::copy(&gguf, model).unwrap();
             cut(model, keep);
+        });
+    }
+}
+
+/// Converts the intact model to GGUF with a change and checks the error that loading it gives.
+fn expect_of_gguf(
+    kind: ErrorKind,
+    message: &str,
+    change: impl FnOnce(&mut gguf::Metadata, &mut gguf::Tensors),
+) {
+    expect(kind, message, |model, head| {
+        let mut description = write_head(head);
+        description.base_model.hash = None;
+        describe(head, &description);
+        let file = model.with_extension("gguf");
+        gguf::convert(model, "llama-bpe", &file, change);
+        fs::remove_dir_all(model).unwrap();
+        fs::rename(file, model).unwrap();
+    });
+}
+
+#[test]
+fn a_gguf_whose_metadata_says_what_this_engine_does_not_do() {
+    let text = |value: &str| Value::String(value.to_owned());
+    for (key, value, message) in [
+        ("general.architecture", text("gpt_neox"), "\"gpt_neox\""),
+        ("tokenizer.ggml.model", text("llama"), "tokenizer \"llama\""),
+        (
+            "tokenizer.ggml.pre",
+            text("superbpe"),
+            "pre-tokenizer \"superbpe\"",
+        ),
+        (
+            "llama.rope.scaling.type",
+            text("yarn"),
+            "rope with scaling \"yarn\"",
+        ),
+        (
+            "llama.rope.dimension_count",
+            Value::U32(8),
+            "rope with 8 of a head's 16 dimensions",
+        ),
+    ] {
+        expect_of_gguf(ModelUnsupported, message, |metadata, _| {
+            metadata.insert(key.to_owned(), value);
+        });
+    }
+}
+
+#[test]
+fn a_gguf_whose_metadata_is_incomplete() {
+    for key in [
+        "general.architecture",
+        "llama.block_count",
+        "tokenizer.ggml.tokens",
+        "tokenizer.ggml.merges",
+    ] {
+        let message = format!("\"{key}\" is missing");
+        expect_of_gguf(ModelDamaged, &message, |metadata, _| {
+            metadata.remove(key).unwrap();
+        });
+    }
+    expect_of_gguf(
+        ModelDamaged,
+        "rope scaling lacks its factor",
+        |metadata, _| {
+            let linear = Value::String("linear".to_owned());
+            metadata.insert("llama.rope.scaling.type".to_owned(), linear);
+        },
+    );
+}
+
+#[test]
+fn a_gguf_with_the_wrong_tensors() {
+    expect_of_gguf(ModelDamaged, "blk.0.attn_k.weight", |_, tensors| {
+        tensors.remove("blk.0.attn_k.weight").unwrap();
+    });
+    for divisors in [[1f32; 4].as_slice(), &[0.0; 8], &[f32::NAN; 8]] {
+        expect_of_gguf(ModelDamaged, "8 positive numbers", |_, tensors| {
+            let divisors = Tensor::new(divisors, &Device::Cpu).unwrap();
+            let divisors = QTensor::quantize(&divisors, GgmlDType::F32).unwrap();
+            tensors.insert("rope_freqs.weight".to_owned(), divisors);
         });
     }
 }

@@ -1,10 +1,14 @@
 //! The forward pass against transformers + torch (tests/golden/README.md says how they were made).
 
+#[path = "common/gguf.rs"]
+mod gguf;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use ner_retriever_engine::model::{
     BaseModel, Checkpoint,
+    config::RopeScaling,
     llama::{Continuation, Packed, Wanted},
 };
 use serde::Deserialize;
@@ -112,18 +116,53 @@ fn smollm2_matches_transformers() {
     check(&load(&model), &golden("smollm2.json"));
 }
 
+/// A tiny checkpoint, as a folder and as GGUF; gives the latter for further checks.
+fn check_both(name: &str, pre: &str) -> BaseModel {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
+    let golden = golden(&format!("{name}.json"));
+    check(&load(&folder), &golden);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    gguf::convert(&folder, pre, file.path(), |_, _| ());
+    let model = load(file.path());
+    check(&model, &golden);
+    model
+}
+
+/// The GGUF has rope's scaling as divisors, and Q and K in another order.
 #[test]
 fn a_llama_3_checkpoint_matches_transformers() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_llama3");
-    check(&load(&folder), &golden("tiny_llama3.json"));
+    let gguf = check_both("tiny_llama3", "llama-bpe");
+    let scaling = &gguf.llama.config().rope_scaling;
+    assert!(matches!(scaling, Some(RopeScaling::Divisors(_))));
+}
+
+/// Biases on Q, K and V; tied embeddings; a window of 8 tokens that is off.
+#[test]
+fn a_qwen_2_checkpoint_matches_transformers() {
+    let gguf = check_both("tiny_qwen2", "qwen2");
+    assert!(gguf.llama.config().attention.qkv_bias);
+}
+
+/// Norms on the heads of Q and K; heads wider than the residual stream divided by their number.
+#[test]
+fn a_qwen_3_checkpoint_matches_transformers() {
+    let gguf = check_both("tiny_qwen3", "qwen2");
+    assert!(gguf.llama.config().attention.qk_norm);
 }
 
 /// Two sequences that continue the same text, without seeing each other, and one that continues the
 /// first token of another, give what each gives in one piece.
 #[test]
 fn a_continuation_gives_what_the_whole_sequence_gives() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_llama3");
-    let model = load(&folder);
+    for name in ["tiny_llama3", "tiny_qwen2", "tiny_qwen3"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        check_continuation(&load(&folder.join(name)));
+    }
+}
+
+fn check_continuation(model: &BaseModel) {
     let last = model.llama.last_block();
     let encode = |text: &str| model.tokenizer.encode(text).unwrap().ids;
     let start = |text: &str| {

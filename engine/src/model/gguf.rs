@@ -11,17 +11,24 @@ use candle_core::{
     quantized::gguf_file::{Content, Value},
 };
 
-use super::config::{LlamaConfig, RopeScaling, unsupported_architecture};
+use super::config::{
+    Attention, LlamaConfig, RopeScaling, unsupported_architecture, unsupported_rope,
+};
 use crate::error::{Result, compute, model_damaged, model_file};
 
 /// Bytes of each tensor that go into a sample.
 const SAMPLE_BYTES: u64 = 256;
+
+/// The tensor of rope's divisors, Llama 3's scaling.
+const ROPE_FREQS: &str = "rope_freqs.weight";
 
 /// An opened GGUF file: its metadata, and where its tensors are.
 pub struct Gguf {
     path: PathBuf,
     content: Content,
     config: LlamaConfig,
+    /// Whether the rows of Q and K are in the order of interleaved rope.
+    permuted: bool,
 }
 
 impl Gguf {
@@ -33,17 +40,16 @@ impl Gguf {
         let file = File::open(path).map_err(|e| model_file(path, &e))?;
         let content =
             Content::read(&mut BufReader::new(file)).map_err(|e| model_damaged(path, e))?;
+        let config = config(&content, path)?;
         let mut gguf = Self {
             path: path.to_path_buf(),
-            config: config(&content, path)?,
+            // llama.cpp's converter permutes them for Llama and Mistral alone.
+            permuted: config.attention == Attention::default(),
+            config,
             content,
         };
-        if gguf.content.tensor_infos.contains_key("rope_freqs.weight") {
-            let divisors = gguf
-                .read("rope_freqs.weight", &Device::Cpu)?
-                .to_vec1()
-                .map_err(|e| model_damaged(path, e))?;
-            gguf.config.rope_scaling = Some(RopeScaling::Divisors(divisors));
+        if gguf.content.tensor_infos.contains_key(ROPE_FREQS) {
+            gguf.config.rope_scaling = Some(RopeScaling::Divisors(gguf.rope_divisors()?));
         }
         Ok(gguf)
     }
@@ -64,7 +70,9 @@ impl Gguf {
     /// A tensor by Hugging Face's name, dequantized to f32.
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
         let tensor = self.read(&gguf_name(name), device)?;
-        let heads = if name.ends_with("self_attn.q_proj.weight") {
+        let heads = if !self.permuted {
+            return Ok(tensor);
+        } else if name.ends_with("self_attn.q_proj.weight") {
             self.config.heads
         } else if name.ends_with("self_attn.k_proj.weight") {
             self.config.kv_heads
@@ -90,6 +98,22 @@ impl Gguf {
             update(&sample);
         }
         Ok(())
+    }
+
+    /// What each frequency of rope is divided by, `[head_dim / 2]`.
+    fn rope_divisors(&self) -> Result<Vec<f32>> {
+        let tensor = self.read(ROPE_FREQS, &Device::Cpu)?;
+        let divisors: Vec<f32> = tensor.to_vec1().map_err(|e| model_damaged(&self.path, e))?;
+        let pairs = self.config.head_dim / 2;
+        let plausible = |divisor: &f32| divisor.is_finite() && *divisor > 0.0;
+        if divisors.len() == pairs && divisors.iter().all(plausible) {
+            Ok(divisors)
+        } else {
+            Err(model_damaged(
+                &self.path,
+                format_args!("tensor \"{ROPE_FREQS}\" does not hold {pairs} positive numbers"),
+            ))
+        }
     }
 
     /// A tensor by GGUF's name, dequantized to f32.
@@ -126,6 +150,8 @@ fn gguf_name(name: &str) -> String {
         .replace("self_attn.k_proj", "attn_k")
         .replace("self_attn.v_proj", "attn_v")
         .replace("self_attn.o_proj", "attn_output")
+        .replace("self_attn.q_norm", "attn_q_norm")
+        .replace("self_attn.k_norm", "attn_k_norm")
         .replace("mlp.gate_proj", "ffn_gate")
         .replace("mlp.up_proj", "ffn_up")
         .replace("mlp.down_proj", "ffn_down")
@@ -150,15 +176,14 @@ fn config(content: &Content, path: &Path) -> Result<LlamaConfig> {
         Some(Value::String(name)) => name.as_str(),
         _ => return Err(model_damaged(path, "\"general.architecture\" is missing")),
     };
-    if architecture != "llama" {
-        return Err(unsupported_architecture(path, architecture));
-    }
-    let optional = |key: &str| content.metadata.get(&format!("llama.{key}"));
+    let attention =
+        Attention::of(architecture).ok_or_else(|| unsupported_architecture(path, architecture))?;
+    let optional = |key: &str| content.metadata.get(&format!("{architecture}.{key}"));
     let size = |key: &str| {
         optional(key)
             .and_then(|value| value.to_u32().ok())
             .map(|value| value as usize)
-            .ok_or_else(|| model_damaged(path, format_args!("\"llama.{key}\" is missing")))
+            .ok_or_else(|| model_damaged(path, format_args!("\"{architecture}.{key}\" is missing")))
     };
     let heads = size("attention.head_count")?;
     let hidden_size = size("embedding_length")?;
@@ -166,6 +191,12 @@ fn config(content: &Content, path: &Path) -> Result<LlamaConfig> {
         Some(Value::Array(tokens)) => tokens.len(),
         _ => return Err(model_damaged(path, "\"tokenizer.ggml.tokens\" is missing")),
     };
+    let head_dim = size("attention.key_length").unwrap_or(hidden_size / heads.max(1));
+    let rotated = size("rope.dimension_count").unwrap_or(head_dim);
+    if rotated != head_dim {
+        let kind = format_args!("{rotated} of a head's {head_dim} dimensions");
+        return Err(unsupported_rope(path, kind));
+    }
     LlamaConfig {
         vocab_size,
         hidden_size,
@@ -173,23 +204,37 @@ fn config(content: &Content, path: &Path) -> Result<LlamaConfig> {
         blocks: size("block_count")?,
         heads,
         kv_heads: size("attention.head_count_kv").unwrap_or(heads),
-        head_dim: size("attention.key_length").unwrap_or(hidden_size / heads.max(1)),
+        head_dim,
         rms_norm_eps: optional("attention.layer_norm_rms_epsilon")
             .and_then(|value| value.to_f32().ok())
             .map_or(1e-5, f64::from),
         rope_theta: optional("rope.freq_base")
             .and_then(|value| value.to_f32().ok())
             .map_or(10_000.0, f64::from),
-        rope_scaling: linear_scaling(&optional),
+        rope_scaling: rope_scaling(&optional, path)?,
         context: size("context_length")?,
+        attention,
     }
     .check(path)
 }
 
-fn linear_scaling<'a>(optional: &dyn Fn(&str) -> Option<&'a Value>) -> Option<RopeScaling> {
-    let kind = optional("rope.scaling.type")?.to_string().ok()?;
-    let factor = optional("rope.scaling.factor")?.to_f32().ok()?;
-    (kind == "linear").then(|| RopeScaling::Linear {
-        factor: f64::from(factor),
-    })
+fn rope_scaling<'a>(
+    optional: &dyn Fn(&str) -> Option<&'a Value>,
+    path: &Path,
+) -> Result<Option<RopeScaling>> {
+    let kind = match optional("rope.scaling.type") {
+        Some(Value::String(kind)) => kind.as_str(),
+        _ => "none",
+    };
+    match kind {
+        "none" => Ok(None),
+        "linear" => optional("rope.scaling.factor")
+            .and_then(|factor| factor.to_f32().ok())
+            .map(|factor| {
+                let factor = f64::from(factor);
+                Some(RopeScaling::Linear { factor })
+            })
+            .ok_or_else(|| model_damaged(path, "its rope scaling lacks its factor")),
+        other => Err(unsupported_rope(path, format_args!("scaling \"{other}\""))),
+    }
 }

@@ -13,7 +13,7 @@ use crate::{error::Result, tokenizer::TextTokenizer};
 /// `ModelDamaged` when the files end before the tensors do.
 pub fn hash(weights: &Weights, tokenizer: &TextTokenizer) -> Result<String> {
     let mut hasher = Sha256::new();
-    hasher.update(format!("{:?}\n", weights.config()));
+    hasher.update(format!("{}\n", weights.config().identity()));
     hasher.update(tokenizer.identity());
     weights.sample(&mut |bytes| hasher.update(bytes))?;
     Ok(hex(&hasher.finalize()))

@@ -3,9 +3,14 @@
 use std::ops::Range;
 
 use candle_core::{D, Device, Result, Tensor};
-use candle_nn::{attention::flash_attn_varlen_cpu, ops, rotary_emb::rope_thd};
+use candle_nn::{attention::flash_attn_varlen_cpu, ops};
 
-use super::{config::LlamaConfig, rope::Rope, weights::Weights};
+use super::{
+    attention::{AttentionInputs, Qkv, Values, linear, norm},
+    config::LlamaConfig,
+    rope::Rope,
+    weights::Weights,
+};
 use crate::error::{self, compute};
 
 /// Blocks `0..=last`, of the last one only its norm and V projection.
@@ -21,22 +26,12 @@ pub struct Llama {
 
 /// A block that the residual stream passes through.
 struct Block {
-    attention_norm: Tensor,
-    /// Q, K and V side by side, so that one product reads the activations once:
-    /// `[(heads + 2 * kv_heads) * head_dim, hidden_size]`.
-    qkv: Tensor,
+    inputs: AttentionInputs,
     output: Tensor,
     mlp_norm: Tensor,
     /// Gate and up side by side, `[2 * intermediate_size, hidden_size]`.
     gate_up: Tensor,
     down: Tensor,
-}
-
-/// What is read of the last block.
-struct Values {
-    norm: Tensor,
-    /// `[kv_dim, hidden_size]`.
-    v: Tensor,
 }
 
 /// Texts of different lengths side by side without padding.
@@ -100,18 +95,12 @@ impl Llama {
     /// `ModelDamaged` if a tensor is missing, cut off or of another shape.
     pub fn load(weights: &Weights, last: usize, context: usize) -> error::Result<Self> {
         let config = weights.config().clone();
-        let (hidden, kv) = (config.hidden_size, config.kv_dim());
-        let q = config.heads * config.head_dim;
+        let (hidden, q) = (config.hidden_size, config.heads * config.head_dim);
         let inner = config.intermediate_size;
         let block = |index: usize| -> error::Result<Block> {
             let tensor = |name: &str, shape: &[usize]| weights.block(index, name, shape);
             Ok(Block {
-                attention_norm: tensor("input_layernorm", &[hidden])?,
-                qkv: weights.cat(&[
-                    tensor("self_attn.q_proj", &[q, hidden])?,
-                    tensor("self_attn.k_proj", &[kv, hidden])?,
-                    tensor("self_attn.v_proj", &[kv, hidden])?,
-                ])?,
+                inputs: AttentionInputs::load(weights, index)?,
                 output: tensor("self_attn.o_proj", &[hidden, q])?,
                 mlp_norm: tensor("post_attention_layernorm", &[hidden])?,
                 gate_up: weights.cat(&[
@@ -125,14 +114,9 @@ impl Llama {
         Ok(Self {
             embeddings: weights.embeddings(&[config.vocab_size, hidden])?,
             blocks: (0..last).map(block).collect::<error::Result<_>>()?,
-            values: if last < config.blocks {
-                Some(Values {
-                    norm: weights.block(last, "input_layernorm", &[hidden])?,
-                    v: weights.block(last, "self_attn.v_proj", &[kv, hidden])?,
-                })
-            } else {
-                None
-            },
+            values: (last < config.blocks)
+                .then(|| Values::load(weights, last))
+                .transpose()?,
             rope,
             config,
         })
@@ -180,18 +164,20 @@ impl Llama {
             }
             let v = match (self.blocks.get(index), &self.values) {
                 (None, Some(values)) if index == self.blocks.len() && !cached => {
-                    linear(&self.norm(&x, &values.norm)?, &values.v)?
+                    values.forward(&self.config, &x)?
                 }
                 (None, _) => candle_core::bail!("block {index} was not loaded"),
                 (Some(block), _) => {
-                    let (q, k, v) = self.attention_inputs(block, &x, batch)?;
+                    let (cos, sin) = (&batch.cos, &batch.sin);
+                    let qkv = block.inputs.forward(&self.config, &x, cos, sin)?;
                     if index < end {
-                        self.block(block, &mut x, &q, &k, &v, index, batch)?;
+                        self.block(block, &mut x, &qkv, index, batch)?;
                     }
+                    let v = qkv.v.flatten_from(1)?;
                     if cached {
-                        cache.push((k, v.clone()));
+                        cache.push((qkv.k, qkv.v));
                     }
-                    v.flatten_from(1)?
+                    v
                 }
             };
             keep(&mut values, &wanted.values, index, &v);
@@ -204,41 +190,16 @@ impl Llama {
         })
     }
 
-    /// Q and K, rotated, and V of a block: `[tokens, heads, head_dim]` each.
-    fn attention_inputs(
-        &self,
-        block: &Block,
-        x: &Tensor,
-        batch: &Batch,
-    ) -> Result<(Tensor, Tensor, Tensor)> {
-        let config = &self.config;
-        let tokens = x.dim(0)?;
-        let (q_dim, kv_dim) = (config.heads * config.head_dim, config.kv_dim());
-        let qkv = linear(&self.norm(x, &block.attention_norm)?, &block.qkv)?;
-        let heads = |from: usize, count: usize| {
-            qkv.narrow(D::Minus1, from, count * config.head_dim)?
-                .contiguous()?
-                .reshape((1, tokens, count, config.head_dim))
-        };
-        let rotate = |t: Tensor| rope_thd(&t, &batch.cos, &batch.sin)?.squeeze(0);
-        let q = rotate(heads(0, config.heads)?)?;
-        let k = rotate(heads(q_dim, config.kv_heads)?)?;
-        let v = heads(q_dim + kv_dim, config.kv_heads)?.squeeze(0)?;
-        Ok((q, k, v))
-    }
-
     /// Passes the residual stream `x` `[tokens, hidden_size]` through a block.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one attention")]
     fn block(
         &self,
         block: &Block,
         x: &mut Tensor,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
+        qkv: &Qkv,
         index: usize,
         batch: &Batch,
     ) -> Result<()> {
+        let Qkv { q, k, v } = qkv;
         let attended = match &batch.past {
             None => self.attention(q, k, v, batch)?,
             Some(past) => {
@@ -248,7 +209,7 @@ impl Llama {
         };
         let attended = attended.flatten_from(1)?;
         let after_attention = (&*x + linear(&attended, &block.output)?)?;
-        let normed = self.norm(&after_attention, &block.mlp_norm)?;
+        let normed = norm(&self.config, &after_attention, &block.mlp_norm)?;
         let gate_up = linear(&normed, &block.gate_up)?;
         let inner = self.config.intermediate_size;
         let gate = gate_up.narrow(D::Minus1, 0, inner)?;
@@ -276,15 +237,6 @@ impl Llama {
             None,
         )
     }
-
-    fn norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        ops::rms_norm(x, weight, self.config.rms_norm_eps as f32)
-    }
-}
-
-/// `x` `[tokens, in]` times the transpose of `weight` `[out, in]`.
-fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    x.matmul(&weight.t()?)
 }
 
 /// Keeps a block's tensor in the places that ask for that block.

@@ -1,5 +1,6 @@
 //! The frozen base model: reading checkpoints and running the forward pass.
 
+pub mod attention;
 pub mod config;
 pub mod gguf;
 pub mod identity;

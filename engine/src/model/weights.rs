@@ -74,9 +74,14 @@ impl Weights {
         self.tensor(&format!("model.layers.{block}.{part}.weight"), shape)
     }
 
-    /// Matrices with the same inputs stacked along their outputs.
-    pub fn cat(&self, matrices: &[Tensor]) -> Result<Tensor> {
-        Tensor::cat(matrices, 0).map_err(compute)
+    /// The bias of one part of a block (0-based), which must have this shape; f32.
+    pub fn bias(&self, block: usize, part: &str, shape: &[usize]) -> Result<Tensor> {
+        self.tensor(&format!("model.layers.{block}.{part}.bias"), shape)
+    }
+
+    /// Matrices with the same inputs, or their biases, stacked along their outputs.
+    pub fn cat(&self, parts: &[Tensor]) -> Result<Tensor> {
+        Tensor::cat(parts, 0).map_err(compute)
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {

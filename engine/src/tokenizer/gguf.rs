@@ -4,9 +4,10 @@ use candle_core::quantized::gguf_file::Value;
 use tokenizers::{
     AddedToken, Tokenizer,
     models::bpe::{BPE, Merges, Vocab},
+    normalizers::NFC,
 };
 
-use super::pre_tokenizer::{KNOWN, pre_tokenizer};
+use super::pre_tokenizer::{KNOWN, composes, pre_tokenizer};
 use crate::{
     error::{Result, model_damaged, model_unsupported},
     model::gguf::Gguf,
@@ -64,6 +65,11 @@ pub fn tokenizer(gguf: &Gguf) -> Result<Tokenizer> {
         .map_err(|e| model_damaged(gguf.path(), e))?;
     let mut tokenizer = Tokenizer::new(model);
     tokenizer.with_pre_tokenizer(Some(splits));
+    if composes(pre) {
+        tokenizer
+            .with_normalizer(Some(NFC))
+            .map_err(|e| model_damaged(gguf.path(), e))?;
+    }
     tokenizer
         .add_tokens(user_defined(gguf, &tokens))
         .map_err(|e| model_damaged(gguf.path(), e))?;

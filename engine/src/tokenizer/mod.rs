@@ -6,6 +6,7 @@ mod pre_tokenizer;
 use std::path::Path;
 
 use tokenizers::Tokenizer;
+use unicode_segmentation::GraphemeCursor;
 
 use crate::{
     error::{Result, model_damaged, model_file, model_unsupported},
@@ -109,9 +110,11 @@ impl TextTokenizer {
                 format!("the text cannot be tokenized: {e}"),
             )
         })?;
+        let mut offsets = encoding.get_offsets().to_vec();
+        cover_graphemes(text, &mut offsets);
         Ok(Encoded {
             ids: encoding.get_ids().to_vec(),
-            offsets: encoding.get_offsets().to_vec(),
+            offsets,
         })
     }
 
@@ -119,5 +122,25 @@ impl TextTokenizer {
     pub fn identity(&self) -> String {
         let json = self.tokenizer.to_string(false).unwrap_or_default();
         format!("{json}\n{}\n", self.first)
+    }
+}
+
+/// Extends tokens over what is left of the grapheme that they end in: a tokenizer that composes
+/// characters (NFC) gives a letter's bytes to the composed character, and the bytes of the marks that
+/// it joined to the letter to nothing.
+fn cover_graphemes(text: &str, offsets: &mut [(usize, usize)]) {
+    let starts: Vec<usize> = offsets.iter().map(|(start, _)| *start).collect();
+    for (_, end) in offsets {
+        let next = starts.partition_point(|start| start < end);
+        let next = starts.get(next).copied().unwrap_or(text.len());
+        if *end == next {
+            continue;
+        }
+        let mut cursor = GraphemeCursor::new(*end, text.len(), true);
+        if let (Ok(false), Ok(Some(boundary))) =
+            (cursor.is_boundary(text, 0), cursor.next_boundary(text, 0))
+        {
+            *end = boundary.min(next);
+        }
     }
 }

@@ -34,6 +34,12 @@ pub fn pre_tokenizer(name: &str) -> Option<tokenizers::Result<PreTokenizerWrappe
     Some(build(patterns))
 }
 
+/// Whether the models with a pre-tokenizer read composed characters (NFC): Qwen's `tokenizer.json`
+/// says so, GGUF has no place for it.
+pub fn composes(name: &str) -> bool {
+    name == "qwen2"
+}
+
 fn build(patterns: &[&str]) -> tokenizers::Result<PreTokenizerWrapper> {
     let mut steps = Vec::new();
     for pattern in patterns {

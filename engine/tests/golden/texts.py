@@ -30,7 +30,13 @@ TINY_LLAMA3 = [
     SMOLLM2[-1][:330],
 ]
 
-# What the tiny checkpoint's tokenizer is trained on.
+TINY_QWEN = TINY_LLAMA3[:3] + [
+    "x",
+    # Composed before they are cut into tokens.
+    "Ame\u0301lie au cafe\u0301, <tool_call> 한국",
+]
+
+# What the tiny checkpoints' tokenizers are trained on.
 TINY_CORPUS = SMOLLM2[-1:] + [
     "Albertosaurus and Triceratops lived in what is now Alberta; they didn't meet the Beatles.",
     "In 2004 and in 2024 the museum said that it's open from 10 to 18, and they've said so before.",
