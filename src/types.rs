@@ -131,7 +131,6 @@ fn example_embeddings(examples: &[String]) -> Result<(String, Vec<Vec<f32>>), Er
 
 /// A type's embedding with the examples that refine it.
 struct Refined {
-    examples: f64,
     name: Vec<f64>,
     /// Sum of the examples.
     sum: Vec<f64>,
@@ -140,7 +139,6 @@ struct Refined {
 impl Refined {
     fn new(name: Vec<f32>) -> Self {
         Self {
-            examples: 0.0,
             sum: vec![0.0; name.len()],
             name: name.into_iter().map(f64::from).collect(),
         }
@@ -156,20 +154,15 @@ impl Refined {
         for (sum, element) in self.sum.iter_mut().zip(example) {
             *sum += f64::from(*element);
         }
-        self.examples += 1.0;
         Ok(())
     }
 
-    /// The mean of the examples' direction and the name's, which counts as one example: on types of
-    /// Few-NERD's development file this weight was the best of seven for 1 to 5 examples.
+    /// The name and all examples together weigh the same: of seven weights the best or near it for 1
+    /// to 20 examples of the types of Few-NERD's training and development files (docs/quality.md).
     fn embedding(&self) -> Vec<f32> {
-        let mean = length(&self.sum).max(f64::MIN_POSITIVE) / self.examples.max(1.0);
-        let mixed: Vec<f64> = self
-            .name
-            .iter()
-            .zip(&self.sum)
-            .map(|(n, s)| n + s / mean)
-            .collect();
+        let of_examples = length(&self.sum).max(f64::MIN_POSITIVE);
+        let both = self.name.iter().zip(&self.sum);
+        let mixed: Vec<f64> = both.map(|(name, sum)| name + sum / of_examples).collect();
         let length = length(&mixed).max(f64::MIN_POSITIVE);
         mixed
             .iter()
@@ -177,22 +170,17 @@ impl Refined {
             .collect()
     }
 
-    /// `[examples, name, sum]`.
+    /// `[name, sum]`.
     fn into_state(self) -> Vec<f64> {
-        std::iter::once(self.examples)
-            .chain(self.name)
-            .chain(self.sum)
-            .collect()
+        self.name.into_iter().chain(self.sum).collect()
     }
 
     fn from_state(state: &[f64]) -> Result<Self, Error> {
-        let Some((&examples, vectors)) = state.split_first().filter(|(_, v)| v.len() % 2 == 0)
-        else {
+        if state.is_empty() || !state.len().is_multiple_of(2) {
             return Err(Error::RefinementState);
-        };
-        let (name, sum) = vectors.split_at(vectors.len() / 2);
+        }
+        let (name, sum) = state.split_at(state.len() / 2);
         Ok(Self {
-            examples,
             name: name.to_vec(),
             sum: sum.to_vec(),
         })

@@ -18,8 +18,9 @@ use crate::{
         BaseModel,
         identity::hex,
         llama::{Packed, Wanted},
+        readout::Readout,
     },
-    representation::{Place, Representation, mention_suffixes, represent, want},
+    representation::{Place, Representation, mention_suffixes, represent_with_states, want},
     text::{char_starts, token_at},
     tokenizer::Encoded,
 };
@@ -35,7 +36,10 @@ pub struct Kept {
     /// What represents the labelled mentions.
     pub representations: Vec<Representation>,
     /// 0-based block whose incoming hidden states are kept of every token.
-    pub hidden: usize,
+    pub hidden: Option<usize>,
+    /// Whether the model's last state at the end of each mention's last suffix is kept; its next
+    /// token is what the mention is.
+    pub states: bool,
 }
 
 /// What the probe and the projection are trained on; rows of tokens count the model's first token.
@@ -50,17 +54,21 @@ pub struct TextFeatures {
     /// The labelled mentions' representations, `[mentions, representations * kv_dim]`, f32; `None`
     /// for a text without mentions.
     pub values: Option<Tensor>,
+    /// Normalised for the output embeddings, `[mentions, hidden_size]`, f16.
+    pub states: Option<Tensor>,
     /// `[tokens + 1, hidden_size]`, f16: the probe is trained in f32 from batches of them.
-    pub hidden: Tensor,
+    pub hidden: Option<Tensor>,
 }
 
 impl Features {
-    /// Reads the features of texts from `cache`, computing what is not there.
+    /// Reads the features of texts from `cache`, computing what is not there. States need the
+    /// model's `readout`, and all its blocks.
     ///
     /// # Errors
     /// `InvalidSetting` if the cache cannot be written, and the model's errors.
     pub fn compute(
         model: &BaseModel,
+        readout: &Readout,
         documents: &[Document],
         kept: &Kept,
         cache: &Path,
@@ -83,7 +91,7 @@ impl Features {
             let mut tensors = match safetensors::load(&path, &Device::Cpu) {
                 Ok(tensors) => tensors,
                 Err(_) => {
-                    let tensors = shard(model, &texts, kept)?;
+                    let tensors = shard(model, readout, &texts, kept)?;
                     write(&tensors, &path)?;
                     tensors
                 }
@@ -95,16 +103,21 @@ impl Features {
                         .hint("Delete the file; it is computed again.")
                 })
             };
-            let (values, hidden) = (take("values")?, take("hidden")?);
+            let mut wanted = |name: &str, want: bool| want.then(|| take(name)).transpose();
+            let values = wanted("values", !kept.representations.is_empty())?;
+            let states = wanted("states", kept.states)?;
+            let hidden = wanted("hidden", kept.hidden.is_some())?;
             let (mut row, mut mention) = (0, 0);
             for text in texts {
                 let (rows, mentions) = (text.encoded.ids.len() + 1, text.ends.len());
-                let part = |t: &Tensor, from, count| t.narrow(0, from, count).map_err(compute);
+                let part = |t: &Option<Tensor>, from, count| {
+                    let t = t.as_ref().filter(|_| count > 0);
+                    t.map(|t| t.narrow(0, from, count).map_err(compute))
+                        .transpose()
+                };
                 all.push(TextFeatures {
-                    values: match mentions {
-                        0 => None,
-                        _ => Some(part(&values, mention, mentions)?),
-                    },
+                    values: part(&values, mention, mentions)?,
+                    states: part(&states, mention, mentions)?,
                     hidden: part(&hidden, row, rows)?,
                     encoded: text.encoded,
                 });
@@ -154,13 +167,24 @@ impl Labelled {
     }
 }
 
-fn shard(model: &BaseModel, texts: &[Labelled], kept: &Kept) -> Result<HashMap<String, Tensor>> {
+fn shard(
+    model: &BaseModel,
+    readout: &Readout,
+    texts: &[Labelled],
+    kept: &Kept,
+) -> Result<HashMap<String, Tensor>> {
+    let representations = &kept.representations;
     let mut wanted = Wanted {
-        hidden: vec![kept.hidden],
+        hidden: kept.hidden.into_iter().collect(),
         ..Wanted::default()
     };
-    want(&kept.representations, &mut wanted);
-    let (mut values, mut hidden) = (Vec::new(), Vec::new());
+    want(representations, &mut wanted);
+    let last = model.llama.config().blocks;
+    let read = if kept.states { vec![last] } else { vec![] };
+    if kept.states {
+        wanted.cached_blocks = last;
+    }
+    let mut parts: [Vec<Tensor>; 3] = Default::default();
     let mut rest = texts;
     while !rest.is_empty() {
         let mut tokens = 0;
@@ -196,30 +220,33 @@ fn shard(model: &BaseModel, texts: &[Labelled], kept: &Kept) -> Result<HashMap<S
         }
         let packed = Packed::new(sequences.iter().map(Vec::as_slice));
         let activations = model.llama.forward(&packed, &wanted).map_err(compute)?;
-        if !places.is_empty() {
-            let representations = &kept.representations;
-            values.push(represent(model, representations, &activations, &places).map_err(compute)?);
+        let half = |tensor: Tensor| tensor.to_dtype(DType::F16);
+        if !places.is_empty() && !representations.is_empty() {
+            let (values, states) =
+                represent_with_states(model, representations, &activations, &places, &read)
+                    .map_err(compute)?;
+            parts[0].push(values);
+            for state in states {
+                let state = readout.normalize(&state).and_then(half).map_err(compute)?;
+                parts[1].push(state);
+            }
         }
-        for tensor in activations.hidden {
-            hidden.push(tensor.to_dtype(DType::F16).map_err(compute)?);
+        for hidden in activations.hidden {
+            parts[2].push(half(hidden).map_err(compute)?);
         }
     }
-    if values.is_empty() {
+    if parts[0].is_empty() && !representations.is_empty() {
         return Err(EngineError::new(
             ErrorKind::InvalidSetting,
             format!("{} texts in a row have no labelled mention", texts.len()),
         ));
     }
-    Ok(HashMap::from([
-        (
-            "values".to_owned(),
-            Tensor::cat(&values, 0).map_err(compute)?,
-        ),
-        (
-            "hidden".to_owned(),
-            Tensor::cat(&hidden, 0).map_err(compute)?,
-        ),
-    ]))
+    ["values", "states", "hidden"]
+        .into_iter()
+        .zip(parts)
+        .filter(|(_, parts)| !parts.is_empty())
+        .map(|(name, parts)| Ok((name.to_owned(), Tensor::cat(&parts, 0).map_err(compute)?)))
+        .collect()
 }
 
 /// Writes beside and renames, so that an interrupted run leaves no half file.
@@ -231,7 +258,10 @@ fn write(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {
 
 fn key(model: &BaseModel, documents: &[Document], kept: &Kept) -> String {
     let mut hasher = Sha256::new();
-    hasher.update(format!("{} {}\n", model.hash, kept.hidden));
+    hasher.update(format!(
+        "{} {:?} {}\n",
+        model.hash, kept.hidden, kept.states
+    ));
     for representation in &kept.representations {
         // Query forms concern types only.
         hasher.update(match representation {

@@ -86,6 +86,9 @@ struct Eval {
     /// JSON lines, plain or gzip
     #[arg(long)]
     corpus: PathBuf,
+    /// Corpus that is indexed beside it, without queries of its own (may be given several times)
+    #[arg(long)]
+    beside: Vec<PathBuf>,
     /// JSON object from corpus type to query name, null = indexed but not queried
     #[arg(long)]
     types: PathBuf,
@@ -189,7 +192,10 @@ fn without_folder(argument: String) -> String {
 }
 
 fn eval(options: &Eval) -> Result<(), EngineError> {
-    let documents = corpus::read(&options.corpus)?;
+    let mut documents = corpus::read(&options.corpus)?;
+    for path in &options.beside {
+        documents.extend(corpus::read(path)?);
+    }
     let documents = corpus::sample(documents, options.limit, options.seed);
     let names = corpus::read_type_names(&options.types, &options.corpus)?;
     let embedder = Embedder::load(&options.model, &options.head, Device::Cpu)?;

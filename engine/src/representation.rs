@@ -155,6 +155,18 @@ pub fn represent(
     activations: &Activations,
     places: &[Place],
 ) -> Result<Tensor> {
+    Ok(represent_with_states(model, representations, activations, places, &[])?.0)
+}
+
+/// [`represent`], and the residual stream that enters each block of `states` at the end of the last
+/// suffix, `[places, hidden_size]` each.
+pub fn represent_with_states(
+    model: &BaseModel,
+    representations: &[Representation],
+    activations: &Activations,
+    places: &[Place],
+    states: &[usize],
+) -> Result<(Tensor, Vec<Tensor>)> {
     let at_span_ends = representations
         .iter()
         .filter(|r| matches!(r, Representation::SpanEnd { .. }))
@@ -162,6 +174,7 @@ pub fn represent(
     let mut values = activations.values[activations.values.len() - at_span_ends..].iter();
     let mut suffixes = 0..;
     let mut parts = Vec::new();
+    let mut kept = Vec::new();
     for representation in representations {
         match representation {
             Representation::SpanEnd { .. } => {
@@ -172,41 +185,57 @@ pub fn represent(
             }
             Representation::Suffix { block, .. } => {
                 let number = suffixes.next().unwrap_or(0);
+                let wanted = Wanted {
+                    values: vec![*block],
+                    hidden: states.to_vec(),
+                    ..Wanted::default()
+                };
                 let chunks = chunks(places, number)
-                    .map(|places| at_suffixes(model, *block, number, activations, places))
+                    .map(|places| at_suffixes(model, &wanted, number, activations, places))
                     .collect::<Result<Vec<_>>>()?;
-                parts.push(Tensor::cat(&chunks, 0)?);
+                let whole = |part: usize| {
+                    let chunks: Vec<&Tensor> = chunks.iter().map(|chunk| &chunk[part]).collect();
+                    Tensor::cat(&chunks, 0)
+                };
+                parts.push(whole(0)?);
+                kept = (1..=states.len()).map(whole).collect::<Result<_>>()?;
             }
         }
     }
-    Tensor::cat(&parts, D::Minus1)
+    Ok((Tensor::cat(&parts, D::Minus1)?, kept))
 }
 
-/// V of a block at the last token of each place's suffix, `[places, kv_dim]`.
+/// The values and then the hidden states of `wanted` at the last token of each place's suffix,
+/// `[places, ...]` each.
 fn at_suffixes(
     model: &BaseModel,
-    block: usize,
+    wanted: &Wanted,
     number: usize,
     activations: &Activations,
     places: &[Place],
-) -> Result<Tensor> {
+) -> Result<Vec<Tensor>> {
     let ids = places.iter().map(|place| place.suffixes[number].as_slice());
     let continuation = Continuation {
         packed: Packed::new(ids),
         prefixes: places.iter().map(|place| place.prefix.clone()).collect(),
         cache: &activations.cache,
     };
-    let wanted = Wanted {
-        values: vec![block],
-        ..Wanted::default()
-    };
-    let mut row = 0;
-    let rows = continuation.packed.lengths.iter().map(|length| {
-        row += length;
-        row - 1
-    });
-    let extended = model.llama.extend(&continuation, &wanted)?;
-    select(&extended.values[0], rows)
+    let ends: Vec<usize> = continuation
+        .packed
+        .lengths
+        .iter()
+        .scan(0, |row, length| {
+            *row += length;
+            Some(*row - 1)
+        })
+        .collect();
+    let extended = model.llama.extend(&continuation, wanted)?;
+    extended
+        .values
+        .iter()
+        .chain(&extended.hidden)
+        .map(|rows| select(rows, ends.iter().copied()))
+        .collect()
 }
 
 /// Places in groups whose suffixes attend to at most [`MAX_ATTENDED`] rows together.

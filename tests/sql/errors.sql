@@ -13,7 +13,7 @@ select ner_refine_type('city', '[1,2,3]'::vector);
 \echo :LAST_ERROR_SQLSTATE
 select ner_refine_type('', '[1,2,3]'::vector);
 \echo :LAST_ERROR_SQLSTATE
-select ner_refine_type_final('{1,2}');
+select ner_refine_type_final('{1,2,3}');
 \echo :LAST_ERROR_SQLSTATE
 set ner_retriever.detection_threshold = 2;
 \echo :LAST_ERROR_SQLSTATE

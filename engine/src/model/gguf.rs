@@ -67,6 +67,11 @@ impl Gguf {
         self.content.metadata.get(key)
     }
 
+    /// Whether there is a tensor of Hugging Face's name.
+    pub fn has(&self, name: &str) -> bool {
+        self.content.tensor_infos.contains_key(&gguf_name(name))
+    }
+
     /// A tensor by Hugging Face's name, dequantized to f32.
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
         let tensor = self.read(&gguf_name(name), device)?;
@@ -143,6 +148,8 @@ impl Gguf {
 /// GGUF's name of a tensor.
 fn gguf_name(name: &str) -> String {
     name.replace("model.embed_tokens", "token_embd")
+        .replace("model.norm", "output_norm")
+        .replace("lm_head", "output")
         .replace("model.layers.", "blk.")
         .replace("input_layernorm", "attn_norm")
         .replace("post_attention_layernorm", "ffn_norm")

@@ -89,7 +89,8 @@ pub struct Continuation<'a> {
 }
 
 impl Llama {
-    /// Reads the embeddings, blocks `0..last` and the V projection of block `last` (0-based).
+    /// Reads the embeddings, blocks `0..last` and the V projection of block `last` (0-based); of a
+    /// `last` that is the number of blocks, all blocks.
     ///
     /// # Errors
     /// `ModelDamaged` if a tensor is missing, cut off or of another shape.

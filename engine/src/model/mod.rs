@@ -5,6 +5,7 @@ pub mod config;
 pub mod gguf;
 pub mod identity;
 pub mod llama;
+pub mod readout;
 pub mod rope;
 pub mod safetensors;
 pub mod weights;
@@ -21,6 +22,7 @@ use crate::{
 use config::LlamaConfig;
 use gguf::Gguf;
 use llama::Llama;
+use readout::Readout;
 use safetensors::Safetensors;
 use weights::Weights;
 
@@ -83,7 +85,16 @@ impl Checkpoint {
         self.weights.config()
     }
 
-    /// Reads the weights up to the V projection of the 0-based block `last`.
+    /// Reads what turns the last block's output into next-token log-odds.
+    ///
+    /// # Errors
+    /// `ModelDamaged`.
+    pub fn readout(&self) -> Result<Readout> {
+        Readout::load(&self.weights)
+    }
+
+    /// Reads the weights up to the V projection of the 0-based block `last`, or all blocks whole if
+    /// `last` is their number.
     pub fn load(self, last: usize) -> Result<BaseModel> {
         let context = (MAX_WINDOW + MAX_SUFFIX).min(self.weights.config().context);
         Ok(BaseModel {

@@ -45,6 +45,10 @@ impl Safetensors {
         })
     }
 
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.get(name).is_ok()
+    }
+
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
         if self.tensors.get(name).is_err() {
             return Err(model_damaged(

@@ -69,6 +69,26 @@ impl Weights {
         self.tensor("model.embed_tokens.weight", shape)
     }
 
+    /// The norm after the last block, which must have this shape.
+    pub fn output_norm(&self, shape: &[usize]) -> Result<Tensor> {
+        self.tensor("model.norm.weight", shape)
+    }
+
+    /// The output embeddings, which must have this shape; a checkpoint without them ties them to
+    /// the input's.
+    pub fn output(&self, shape: &[usize]) -> Result<Tensor> {
+        const NAME: &str = "lm_head.weight";
+        let has = match &self.source {
+            Source::Gguf(gguf) => gguf.has(NAME),
+            Source::Safetensors(tensors) => tensors.has(NAME),
+        };
+        if has {
+            self.tensor(NAME, shape)
+        } else {
+            self.embeddings(shape)
+        }
+    }
+
     /// The weight of one part of a block (0-based), which must have this shape; f32.
     pub fn block(&self, block: usize, part: &str, shape: &[usize]) -> Result<Tensor> {
         self.tensor(&format!("model.layers.{block}.{part}.weight"), shape)

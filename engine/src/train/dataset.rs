@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use super::{TrainOptions, hard_negatives, invalid};
+use super::{
+    Loss, TrainOptions, hard_negatives, invalid,
+    teacher::{Nouns, Teaching},
+};
 use crate::{
     corpus::{Document, TypeNames},
     error::{Result, compute},
@@ -12,10 +15,14 @@ use crate::{
     model::{
         BaseModel,
         llama::{Packed, Wanted},
+        readout::Readout,
     },
     representation::{Place, Representation, represent, span_end_query, type_suffixes, want},
     train::ProjectionForm,
 };
+
+/// Names of one forward pass.
+const BATCH_NAMES: usize = 256;
 
 /// Mentions of the named types.
 pub struct Dataset {
@@ -32,6 +39,8 @@ pub struct Dataset {
     pub hard: Vec<Vec<usize>>,
     /// Each mention's text.
     pub texts: Vec<usize>,
+    /// Of the loss by distillation.
+    pub teaching: Option<Teaching>,
 }
 
 impl Dataset {
@@ -40,6 +49,7 @@ impl Dataset {
         documents: &[Document],
         names: &TypeNames,
         features: &Features,
+        readout: &Readout,
         options: &TrainOptions,
     ) -> Result<Self> {
         let named: Vec<(&str, &str)> = names
@@ -82,7 +92,10 @@ impl Dataset {
         } else {
             vec![Vec::new(); names.len()]
         };
+        let teaching = options.loss == Loss::Distillation;
+        let teaching = teaching.then(|| teaching_of(model, features, readout, options));
         Ok(Self {
+            teaching: teaching.transpose()?,
             type_values: type_values(model, &names, &options.representations())?,
             mention_values: Tensor::stack(&rows, 0).map_err(compute)?,
             names,
@@ -111,8 +124,40 @@ impl Dataset {
     }
 }
 
+fn teaching_of(
+    model: &BaseModel,
+    features: &Features,
+    readout: &Readout,
+    options: &TrainOptions,
+) -> Result<Teaching> {
+    let Some(path) = &options.type_nouns else {
+        return Err(invalid("distillation needs --type-nouns".to_owned()));
+    };
+    let nouns = Nouns::read(path, model)?;
+    let values = type_values(model, &nouns.names, &options.representations())?;
+    Teaching::new(
+        features,
+        &nouns,
+        values,
+        readout,
+        options.teacher_temperature,
+    )
+}
+
 /// The representations of the names, `[names, representations * kv_dim]`.
 fn type_values(
+    model: &BaseModel,
+    names: &[String],
+    representations: &[Representation],
+) -> Result<Tensor> {
+    let parts = names
+        .chunks(BATCH_NAMES)
+        .map(|names| batch_values(model, names, representations))
+        .collect::<Result<Vec<_>>>()?;
+    Tensor::cat(&parts, 0).map_err(compute)
+}
+
+fn batch_values(
     model: &BaseModel,
     names: &[String],
     representations: &[Representation],

@@ -5,6 +5,7 @@ mod hard_negatives;
 mod optimizer;
 mod probe;
 mod projection;
+mod teacher;
 
 use std::{
     fs,
@@ -100,9 +101,15 @@ pub struct TrainOptions {
     /// Share of negatives taken from texts that keyword search finds for the anchor's type
     #[arg(long, default_value_t = 0.1)]
     pub hard_negatives: f64,
-    /// Temperature of the contrastive loss
+    /// Temperature of the contrastive loss and of distillation
     #[arg(long, default_value_t = 0.07)]
     pub temperature: f64,
+    /// File of nouns, one a line, over which the base model's next-token distribution is distilled
+    #[arg(long)]
+    pub type_nouns: Option<PathBuf>,
+    /// Temperature of the base model's distribution in distillation
+    #[arg(long, default_value_t = 1.0)]
+    pub teacher_temperature: f64,
     #[arg(long, default_value_t = 0.1)]
     pub dropout: f64,
     #[arg(long, default_value_t = 1e-4)]
@@ -118,6 +125,15 @@ pub struct TrainOptions {
     /// Share of the types held out to decide that
     #[arg(long, default_value_t = 0.2)]
     pub held_out_types: f64,
+    /// Corpus for the probe instead of those of --corpus (may be given several times)
+    #[arg(long)]
+    pub probe_corpus: Vec<PathBuf>,
+    /// Random texts of each of them (once for all, or once per corpus in their order)
+    #[arg(long)]
+    pub probe_limit: Vec<usize>,
+    /// Share of their texts that are lower-cased
+    #[arg(long, default_value_t = 0.5)]
+    pub probe_lower_case: f64,
     /// Hidden units of the probe
     #[arg(long, default_value_t = 64)]
     pub probe_units: usize,
@@ -146,6 +162,9 @@ pub enum Loss {
     Triplet,
     /// Cross-entropy of each mention over the names of all training types
     Contrastive,
+    /// The cosines of mentions with --type-nouns agree with what the base model says next; labels
+    /// only tell where mentions are
+    Distillation,
 }
 
 impl TrainOptions {
@@ -170,12 +189,17 @@ impl TrainOptions {
 /// The model's and the corpora's errors; `InvalidSetting` for options that do not fit.
 pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
     let checkpoint = Checkpoint::open(&options.model, &Device::Cpu)?;
+    let own_probe_texts = !options.probe_corpus.is_empty();
     let kept = Kept {
         representations: options.representations(),
-        hidden: options.probe_block,
+        hidden: (!own_probe_texts).then_some(options.probe_block),
+        states: options.loss == Loss::Distillation,
     };
     if kept.representations.is_empty() {
         return Err(invalid("give --block, --suffix-block or both".to_owned()));
+    }
+    if kept.states && options.suffix_block.is_none() {
+        return Err(invalid("distillation needs --suffix-block".to_owned()));
     }
     if let Some(problem) = kept
         .representations
@@ -186,24 +210,39 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
     }
     let blocks = kept.representations.iter().map(Representation::block);
     let last = blocks.max().unwrap_or(0).max(options.probe_block);
-    if last >= checkpoint.config().blocks {
+    let all = checkpoint.config().blocks;
+    if last >= all {
         return Err(invalid(format!(
-            "block {last} of a model with {} blocks",
-            checkpoint.config().blocks
+            "block {last} of a model with {all} blocks"
         )));
     }
-    let model = checkpoint.load(last)?;
+    let readout = checkpoint.readout()?;
+    let model = checkpoint.load(if kept.states { all } else { last })?;
     let (documents, names) = corpora(options)?;
-    let features = Features::compute(&model, &documents, &kept, &options.cache)?;
-    let dataset = Dataset::new(&model, &documents, &names, &features, options)?;
-
+    let compute = |documents: &[Document], kept| {
+        Features::compute(&model, &readout, documents, kept, &options.cache)
+    };
+    let features = compute(&documents, &kept)?;
+    let dataset = Dataset::new(&model, &documents, &names, &features, &readout, options)?;
     let trained = projection::train(&dataset, options)?;
-    let probe = probe::train(
-        &documents,
-        &features,
-        model.llama.config().hidden_size,
-        options,
-    )?;
+
+    let hidden_size = model.llama.config().hidden_size;
+    let probe = if own_probe_texts {
+        let documents = probe_documents(options)?;
+        let kept = Kept {
+            representations: Vec::new(),
+            hidden: Some(options.probe_block),
+            states: false,
+        };
+        probe::train(
+            &documents,
+            &compute(&documents, &kept)?,
+            hidden_size,
+            options,
+        )?
+    } else {
+        probe::train(&documents, &features, hidden_size, options)?
+    };
 
     let (input_dims, dims) = dataset.dims(options);
     let description = HeadDescription {
@@ -265,16 +304,30 @@ fn write(
 
 /// All corpora's documents, and the query names of their types.
 fn corpora(options: &TrainOptions) -> Result<(Vec<Document>, TypeNames)> {
-    let mut documents = Vec::new();
+    let mut documents = sampled(&options.corpus, &options.limit, options.seed)?;
+    corpus::lower_case(&mut documents, options.lower_case, options.seed);
     let mut names = TypeNames::new();
-    for (number, path) in options.corpus.iter().enumerate() {
-        let corpus = corpus::read(path)?;
-        let limit = options.limit.get(number).or(options.limit.first());
-        documents.extend(corpus::sample(corpus, limit.copied(), options.seed));
+    for path in &options.corpus {
         names.extend(corpus::read_type_names(&options.types, path)?);
     }
-    corpus::lower_case(&mut documents, options.lower_case, options.seed);
     Ok((documents, names))
+}
+
+/// The documents of the corpora for the probe alone.
+fn probe_documents(options: &TrainOptions) -> Result<Vec<Document>> {
+    let mut documents = sampled(&options.probe_corpus, &options.probe_limit, options.seed)?;
+    corpus::lower_case(&mut documents, options.probe_lower_case, options.seed);
+    Ok(documents)
+}
+
+/// Random documents of each corpus; one limit stands for all.
+fn sampled(corpora: &[PathBuf], limits: &[usize], seed: u64) -> Result<Vec<Document>> {
+    let mut documents = Vec::new();
+    for (number, path) in corpora.iter().enumerate() {
+        let limit = limits.get(number).or(limits.first());
+        documents.extend(corpus::sample(corpus::read(path)?, limit.copied(), seed));
+    }
+    Ok(documents)
 }
 
 impl From<ProjectionForm> for ProjectionKind {

@@ -41,7 +41,8 @@ pub struct Trained {
 /// A text with its words and labels.
 struct Example<'a> {
     document: &'a Document,
-    features: &'a TextFeatures,
+    /// `[tokens + 1, hidden_size]`.
+    hidden: &'a Tensor,
     words: Vec<Word>,
     /// Bytes of the labelled mentions.
     gold: Vec<Range<usize>>,
@@ -58,7 +59,7 @@ pub fn train(
     let mut examples: Vec<Example> = documents
         .iter()
         .zip(features.texts())
-        .map(|(d, f)| example(d, f))
+        .filter_map(|(d, f)| example(d, f))
         .collect();
     examples.shuffle(&mut random);
     let (held_out, examples) = examples.split_at_mut((documents.len() / HELD_OUT).max(1));
@@ -88,7 +89,7 @@ pub fn train(
     })
 }
 
-fn example<'a>(document: &'a Document, features: &'a TextFeatures) -> Example<'a> {
+fn example<'a>(document: &'a Document, features: &'a TextFeatures) -> Option<Example<'a>> {
     let words = words(&document.text, &features.encoded)
         .into_iter()
         // Rows count the model's first token.
@@ -104,12 +105,12 @@ fn example<'a>(document: &'a Document, features: &'a TextFeatures) -> Example<'a
         .iter()
         .map(|m| starts[m.span.start as usize]..starts[m.span.end as usize])
         .collect();
-    Example {
+    Some(Example {
         document,
-        features,
+        hidden: features.hidden.as_ref()?,
         words,
         gold,
-    }
+    })
 }
 
 fn fit(
@@ -176,15 +177,12 @@ fn loss(probe: &Probe, batch: &[Example], trust: f32) -> candle_core::Result<Ten
 
 /// Hidden states of a batch, `[tokens, hidden_size]` f32, and its candidates.
 fn pack(batch: &[Example]) -> candle_core::Result<(Tensor, Candidates)> {
-    let hidden: Vec<&Tensor> = batch
-        .iter()
-        .map(|example| &example.features.hidden)
-        .collect();
+    let hidden: Vec<&Tensor> = batch.iter().map(|example| example.hidden).collect();
     let hidden = Tensor::cat(&hidden, 0)?.to_dtype(DType::F32)?;
     let mut candidates = Candidates::default();
     let mut offset = 0;
     for (sequence, example) in batch.iter().enumerate() {
-        let rows = example.features.hidden.dim(0)?;
+        let rows = example.hidden.dim(0)?;
         candidates.add(sequence, &example.words, offset, rows);
         offset += rows;
     }
@@ -207,10 +205,7 @@ fn initial(
         .iter()
         .take(STATISTICS_TEXTS)
         // Without the first token, an attention sink whose states are a thousand times larger.
-        .map(|example| {
-            let hidden = &example.features.hidden;
-            hidden.narrow(0, 1, hidden.dim(0)? - 1)
-        })
+        .map(|example| example.hidden.narrow(0, 1, example.hidden.dim(0)? - 1))
         .collect::<candle_core::Result<_>>()?;
     let rows = Tensor::cat(&rows, 0)?.to_dtype(DType::F32)?;
     let mean = rows.mean(0)?;

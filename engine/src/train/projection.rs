@@ -27,7 +27,8 @@ pub struct Trained {
     pub summary: serde_json::Value,
 }
 
-/// Finds on held-out types how many steps generalise best, then trains on all types for as many.
+/// Finds on types whose labels it has not seen how many steps generalise best, then trains on all
+/// types for as many.
 pub fn train(dataset: &Dataset, options: &TrainOptions) -> Result<Trained> {
     let mut random = StdRng::seed_from_u64(options.seed);
     let mut types: Vec<usize> = (0..dataset.by_type.len())
@@ -35,7 +36,11 @@ pub fn train(dataset: &Dataset, options: &TrainOptions) -> Result<Trained> {
         .collect();
     types.shuffle(&mut random);
     let held_out = (types.len() as f64 * options.held_out_types) as usize;
-    let (valid, rest) = types.split_at(held_out.min(types.len().saturating_sub(2)));
+    let (mut valid, mut rest) = types.split_at(held_out.min(types.len().saturating_sub(2)));
+    if options.loss == Loss::Distillation && held_out > 0 {
+        // It reads no label, so all types tell how well it generalises.
+        (valid, rest) = (&types, &types);
+    }
     let mut best = (0, f64::NEG_INFINITY);
     let mut untrained = None;
     if valid.is_empty() {
@@ -98,6 +103,9 @@ fn fit(
                 Loss::Triplet => triplet_loss(dataset, types, &projection, options, &mut random)?,
                 Loss::Contrastive => {
                     contrastive_loss(dataset, types, &projection, options, &mut random)?
+                }
+                Loss::Distillation => {
+                    distillation_loss(dataset, &projection, options, &mut random)?
                 }
             };
             schedule.step(&loss)?;
@@ -193,6 +201,36 @@ fn contrastive_loss(
     let diagonal = Tensor::eye(types.len(), DType::F32, &Device::Cpu)?;
     let by_type = ((by_type * diagonal)?.sum_all()? / -(types.len() as f64))?;
     (by_mention + by_type)? / 2.0
+}
+
+/// Cross-entropy of each mention's cosines with the nouns against what the base model says of it
+/// (Hinton et al., arXiv 1503.02531): no label is read.
+fn distillation_loss(
+    dataset: &Dataset,
+    projection: &Projection,
+    options: &TrainOptions,
+    random: &mut StdRng,
+) -> candle_core::Result<Tensor> {
+    let Some(teaching) = &dataset.teaching else {
+        candle_core::bail!("there is no teacher");
+    };
+    let mentions = teaching.mention_values.dim(0)?;
+    let batch: Vec<usize> = (0..options.batch)
+        .map(|_| random.random_range(0..mentions))
+        .collect();
+    let m = select(&teaching.mention_values, batch.iter().copied())?;
+    let m = train_mode(projection, &m, Side::Mention, options, random)?;
+    let t = train_mode(
+        projection,
+        &teaching.noun_values,
+        Side::Type,
+        options,
+        random,
+    )?;
+    let logits = (m.matmul(&t.t()?)? / options.temperature)?;
+    let targets = select(&teaching.targets, batch)?;
+    let entropy = (ops::log_softmax(&logits, D::Minus1)? * targets)?;
+    entropy.sum_all()? / -(options.batch as f64)
 }
 
 /// The paper's loss: a mention of the anchor's type must be nearer to the type's name than a

@@ -1,0 +1,237 @@
+//! `train` as a user runs it: the real model, a small corpus of the test's own, and the head that
+//! comes out loaded and used.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use candle_core::Device;
+use ner_retriever_engine::{
+    backend::{Backend, Input, Output as Answer},
+    embedder::Embedder,
+};
+use ner_retriever_protocol::TextRequest;
+
+/// Types with their texts, the mention in brackets.
+const TEXTS: [(&str, [&str; 2]); 6] = [
+    (
+        "river",
+        [
+            "We followed the [Danube] downstream.",
+            "The [Rhine] had flooded the meadows.",
+        ],
+    ),
+    (
+        "composer",
+        [
+            "She played [Chopin] all evening.",
+            "An opera by [Verdi] was on.",
+        ],
+    ),
+    (
+        "city",
+        [
+            "He moved to [Lyon] for work.",
+            "The mayor of [Porto] resigned.",
+        ],
+    ),
+    (
+        "disease",
+        [
+            "She recovered from [measles].",
+            "A vaccine against [cholera] is ready.",
+        ],
+    ),
+    (
+        "company",
+        [
+            "Shares of [Siemens] fell.",
+            "[Toyota] recalled a million cars.",
+        ],
+    ),
+    (
+        "animal",
+        [
+            "A [leopard] slept in the tree.",
+            "They counted every [salmon].",
+        ],
+    ),
+];
+const NOUNS: &str = "city\nriver\n\nstream\nlake\npianist\ncomposer\nmusician\nillness\ndisease\n\
+                     virus\ncompany\nbusiness\nanimal\nfish\nperson\nplace\nextraterrestrials\n";
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        let texts = TEXTS
+            .iter()
+            .flat_map(|(kind, texts)| texts.map(|text| line(text, kind)));
+        fs::write(folder.join("corpus.jsonl"), texts.collect::<String>()).unwrap();
+        let names: BTreeMap<&str, &str> = TEXTS.iter().map(|(kind, _)| (*kind, *kind)).collect();
+        let names = serde_json::to_string(&names).unwrap();
+        fs::write(folder.join("types.json"), names).unwrap();
+        fs::write(folder.join("nouns.txt"), NOUNS).unwrap();
+        Self(folder)
+    }
+
+    /// Runs `train` on the corpus into `out`.
+    fn train(&self, model: &Path, out: &str, options: &[&str]) -> Output {
+        let path = |name: &str| self.0.join(name);
+        Command::new(env!("CARGO_BIN_EXE_ner-retriever-engine"))
+            .args([
+                "train",
+                "--name",
+                "small",
+                "--base-model-name",
+                "the default",
+            ])
+            .args([
+                "--steps",
+                "20",
+                "--probe-epochs",
+                "1",
+                "--held-out-types",
+                "0",
+            ])
+            .args([
+                "--projection",
+                "residual",
+                "--units",
+                "16",
+                "--probe-block",
+                "4",
+            ])
+            .arg("--model")
+            .arg(model)
+            .arg("--corpus")
+            .arg(path("corpus.jsonl"))
+            .arg("--types")
+            .arg(path("types.json"))
+            .arg("--cache")
+            .arg(path("features"))
+            .arg("--out")
+            .arg(path(out))
+            .args(options)
+            .output()
+            .unwrap()
+    }
+
+    fn distil(&self, model: &Path, out: &str) -> Output {
+        let nouns = self.0.join("nouns.txt");
+        let corpus = self.0.join("corpus.jsonl");
+        let of_suffixes = [
+            "--suffix-block",
+            "27",
+            "--suffix",
+            " {mention} is a",
+            "--loss",
+            "distillation",
+            "--type-nouns",
+            nouns.to_str().unwrap(),
+            "--probe-corpus",
+            corpus.to_str().unwrap(),
+        ];
+        self.train(model, out, &of_suffixes)
+    }
+}
+
+/// A line of a corpus from a text with one mention in brackets.
+fn line(text: &str, kind: &str) -> String {
+    let start = text.find('[').unwrap();
+    let end = text.find(']').unwrap() - 1;
+    let text = text.replace(['[', ']'], "");
+    format!("{{\"text\": {text:?}, \"entities\": [[{start}, {end}, {kind:?}]]}}\n")
+}
+
+fn model() -> Option<PathBuf> {
+    let model = std::env::var_os("NER_RETRIEVER_MODEL").map(PathBuf::from);
+    if model.is_none() {
+        println!("skipped: needs NER_RETRIEVER_MODEL");
+    }
+    model
+}
+
+#[test]
+fn what_is_distilled_is_a_head_and_comes_out_the_same_again() {
+    let Some(model) = model() else { return };
+    let folder = Folder::new("distilled");
+    let first = folder.distil(&model, "first");
+    assert!(first.status.success(), "{first:?}");
+    // With the features from disk this time.
+    assert!(folder.distil(&model, "second").status.success());
+    for file in ["projection.safetensors", "mentions.safetensors"] {
+        let read = |out: &str| fs::read(folder.0.join(out).join(file)).unwrap();
+        assert!(read("first") == read("second"), "{file}");
+    }
+
+    let embedder = Embedder::load(&model, &folder.0.join("first"), Device::Cpu).unwrap();
+    let answer = |input| {
+        let (prepared, windows) = embedder.prepare(input).unwrap();
+        let outputs = embedder
+            .forward(&windows.iter().collect::<Vec<_>>())
+            .unwrap();
+        embedder.finish(prepared, outputs).unwrap()
+    };
+    let kind = |name: &str| match answer(Input::Type {
+        name: name.to_owned(),
+    }) {
+        Answer::Type(embedding) => embedding,
+        Answer::Mentions(_) => panic!("a type has mentions"),
+    };
+    let request = TextRequest {
+        text: "Barges on the Thames waited for rain.".to_owned(),
+        spans: Some(vec![ner_retriever_protocol::Span { start: 14, end: 20 }]),
+    };
+    let text = Input::Text {
+        request,
+        embed: true,
+        threshold: None,
+    };
+    let Answer::Mentions(mentions) = answer(text) else {
+        panic!("a text is no type")
+    };
+    let cosine = |kind: &[f32]| -> f32 {
+        mentions[0]
+            .embedding
+            .iter()
+            .zip(kind)
+            .map(|(a, b)| a * b)
+            .sum()
+    };
+    let (river, composer) = (cosine(&kind("river")), cosine(&kind("composer")));
+    assert!(river > composer, "{river} {composer}");
+}
+
+#[test]
+fn options_that_do_not_fit_are_refused() {
+    let Some(model) = model() else { return };
+    let folder = Folder::new("refused");
+    let fails = |options: &[&str], expected: &str| {
+        let output = folder.train(&model, "head", options);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && message.contains(expected),
+            "{message}"
+        );
+        assert!(!folder.0.join("head").exists());
+    };
+    let suffix = ["--suffix-block", "27", "--loss", "distillation"];
+    fails(&[], "give --block, --suffix-block or both");
+    fails(&["--block", "30"], "block 30 of a model with 30 blocks");
+    fails(
+        &["--block", "22", "--loss", "distillation"],
+        "distillation needs --suffix-block",
+    );
+    fails(&suffix, "distillation needs --type-nouns");
+    fails(
+        &[&suffix[..], &["--type-nouns", "/nowhere"]].concat(),
+        "cannot read \"/nowhere\"",
+    );
+}
