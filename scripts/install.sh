@@ -77,20 +77,20 @@ sql_folder() { if [ "$MAJOR" -ge 16 ]; then echo "$REPO/sql"; else echo "$EXTENS
 # True for a server of the caller's: the private one is looked after by server.sh, a package by its maker.
 advises() { own_postgres && [ -z "$DESTDIR" ]; }
 
-# Lists what belongs into the server, one "MODE SOURCE<tab>FOLDER" a line.
+# Lists what belongs into the server, one "MODE<tab>SOURCE<tab>FOLDER" a line.
 plan() {
   local file
-  printf '755 %s\t%s\n' "$EXTENSION_TARGET/release/libner_retriever.so" "$PACKAGE_LIBRARIES"
-  printf '755 %s\t%s\n' "$ENGINE_BINARY" "$PACKAGE_LIBRARIES"
-  printf '644 %s\t%s\n' "$REPO/ner_retriever.control" "$SHARE/extension"
+  printf '755\t%s\t%s\n' "$EXTENSION_TARGET/release/libner_retriever.so" "$PACKAGE_LIBRARIES"
+  printf '755\t%s\t%s\n' "$ENGINE_BINARY" "$PACKAGE_LIBRARIES"
+  printf '644\t%s\t%s\n' "$REPO/ner_retriever.control" "$SHARE/extension"
   for file in "$(sql_folder)"/ner_retriever--*.sql; do
-    printf '644 %s\t%s\n' "$file" "$SHARE/extension"
+    printf '644\t%s\t%s\n' "$file" "$SHARE/extension"
   done
   for file in "$HEAD_FOLDER"/*; do
-    printf '644 %s\t%s\n' "$file" "$SHARE/ner_retriever/heads/$HEAD_NAME"
+    printf '644\t%s\t%s\n' "$file" "$SHARE/ner_retriever/heads/$HEAD_NAME"
   done
   if [ "${MODEL:-}" != none ] && [ -f "$MODEL_FILE" ]; then
-    printf '644 %s\t%s\n' "$MODEL_FILE" "$SHARE/ner_retriever/models"
+    printf '644\t%s\t%s\n' "$MODEL_FILE" "$SHARE/ner_retriever/models"
   fi
 }
 
@@ -157,7 +157,7 @@ is_installed() {
 copy() {
   local mode source folder i
   MODES=() SOURCES=() TARGETS=() REPLACED=0
-  while IFS=$' \t' read -r mode source folder; do
+  while IFS=$'\t' read -r mode source folder; do
     [ -f "$source" ] || die "there is no $source" "Run 'make install', which builds first, in a complete checkout."
     MODES+=("$mode") SOURCES+=("$source") TARGETS+=("$folder/$(installed_name "$source")")
   done < <(plan)
