@@ -16,14 +16,17 @@ SCRIPTS=$REPO/scripts
 DESTDIR=${DESTDIR:-}
 
 find_server() {
+  local version
   PG_CONFIG_PATH=$(pg_config_path)
+  version=$("$PG_CONFIG_PATH" --version | head -n 1) || die "'$PG_CONFIG_PATH --version' failed" \
+    "PG_CONFIG must name the server's pg_config."
   MAJOR=$(pg_major "$PG_CONFIG_PATH")
+  [[ " $SUPPORTED_MAJORS " == *" $MAJOR "* ]] ||
+    die "$PG_CONFIG_PATH belongs to ${version:-nothing known}" "Supported are PostgreSQL $SUPPORTED_MAJORS."
   PACKAGE_LIBRARIES=$("$PG_CONFIG_PATH" --pkglibdir)
   SHARE=$("$PG_CONFIG_PATH" --sharedir)
   # The list of installed files, without DESTDIR: what uninstall removes, one path a line.
   MANIFEST=$SHARE/ner_retriever/installed-files
-  [[ " $SUPPORTED_MAJORS " == *" $MAJOR "* ]] ||
-    die "$PG_CONFIG_PATH belongs to $("$PG_CONFIG_PATH" --version | head -n 1)" "Supported are PostgreSQL $SUPPORTED_MAJORS."
   # The bindings differ between majors: builds for others never share a folder with the default one.
   EXTENSION_TARGET=$CARGO_TARGET_DIR
   [ "$MAJOR" = "${POSTGRES_VERSION%%.*}" ] || EXTENSION_TARGET=$CARGO_TARGET_DIR/pg$MAJOR
@@ -39,49 +42,55 @@ set_up() {
   fi
 }
 
-build() {
+check_headers() {
   local headers
   headers=$("$PG_CONFIG_PATH" --includedir-server)
   [ -f "$headers/postgres.h" ] || die "the server's headers are missing: there is no $headers/postgres.h" \
     "Install them: on Debian the package postgresql-server-dev-$MAJOR."
+}
+
+build() {
   say "building for $("$PG_CONFIG_PATH" --version)"
   cd "$REPO"
   cargo build --release -p ner-retriever-engine 9>&-
   PGRX_PG_CONFIG_PATH=$PG_CONFIG_PATH CARGO_TARGET_DIR=$EXTENSION_TARGET \
     cargo build --release -p ner_retriever --no-default-features --features "pg$MAJOR" 9>&-
+  build_sql
 }
-
-# --- copy ------------------------------------------------------------------------------------------
 
 # Before PostgreSQL 16 a script cannot name the schema of another extension; there the types are found
 # through the search path that CREATE EXTENSION sets, which includes pgvector's schema.
-sql_folder() {
-  local file folder=$EXTENSION_TARGET/sql
-  if [ "$MAJOR" -ge 16 ]; then
-    printf '%s\n' "$REPO/sql"
-    return
-  fi
-  mkdir -p "$folder"
+build_sql() {
+  local file
+  [ "$MAJOR" -lt 16 ] || return 0
+  mkdir -p "$(sql_folder)"
   for file in "$REPO"/sql/ner_retriever--*.sql; do
-    sed 's/@extschema:vector@\.//' "$file" >"$folder/$(basename "$file")"
+    sed 's/@extschema:vector@\.//' "$file" >"$(sql_folder)/$(basename "$file")"
   done
-  printf '%s\n' "$folder"
 }
 
-# Lists what belongs into the server, one "MODE SOURCE<tab>FOLDER" a line.
+# Where the SQL files for this server are.
+sql_folder() { if [ "$MAJOR" -ge 16 ]; then echo "$REPO/sql"; else echo "$EXTENSION_TARGET/sql"; fi; }
+
+# --- copy ------------------------------------------------------------------------------------------
+
+# True for a server of the caller's: the private one is looked after by server.sh, a package by its maker.
+advises() { own_postgres && [ -z "$DESTDIR" ]; }
+
+# Lists what belongs into the server, one "MODE<tab>SOURCE<tab>FOLDER" a line.
 plan() {
   local file
-  printf '755 %s\t%s\n' "$EXTENSION_TARGET/release/libner_retriever.so" "$PACKAGE_LIBRARIES"
-  printf '755 %s\t%s\n' "$ENGINE_BINARY" "$PACKAGE_LIBRARIES"
-  printf '644 %s\t%s\n' "$REPO/ner_retriever.control" "$SHARE/extension"
+  printf '755\t%s\t%s\n' "$EXTENSION_TARGET/release/libner_retriever.so" "$PACKAGE_LIBRARIES"
+  printf '755\t%s\t%s\n' "$ENGINE_BINARY" "$PACKAGE_LIBRARIES"
+  printf '644\t%s\t%s\n' "$REPO/ner_retriever.control" "$SHARE/extension"
   for file in "$(sql_folder)"/ner_retriever--*.sql; do
-    printf '644 %s\t%s\n' "$file" "$SHARE/extension"
+    printf '644\t%s\t%s\n' "$file" "$SHARE/extension"
   done
   for file in "$HEAD_FOLDER"/*; do
-    printf '644 %s\t%s\n' "$file" "$SHARE/ner_retriever/heads/$HEAD_NAME"
+    printf '644\t%s\t%s\n' "$file" "$SHARE/ner_retriever/heads/$HEAD_NAME"
   done
   if [ "${MODEL:-}" != none ] && [ -f "$MODEL_FILE" ]; then
-    printf '644 %s\t%s\n' "$MODEL_FILE" "$SHARE/ner_retriever/models"
+    printf '644\t%s\t%s\n' "$MODEL_FILE" "$SHARE/ner_retriever/models"
   fi
 }
 
@@ -100,21 +109,28 @@ put() {
     say "  up to date  $target"
     return
   fi
+  if [ -e "$target" ]; then REPLACED=1; fi
   mkdir -p "$(dirname "$target")"
-  cp -- "$source" "$target.new"
-  chmod "$mode" "$target.new"
-  mv -f -- "$target.new" "$target"
+  if ! cp -- "$source" "$target.new" || ! chmod "$mode" "$target.new" || ! mv -f -- "$target.new" "$target"; then
+    rm -f -- "$target.new"
+    die "could not copy $source to $target" \
+      "When that is solved, install again; 'uninstall' with the same settings removes what is there."
+  fi
   say "  installed   $target"
 }
 
-# Fails before anything is copied if a folder cannot be written to.
+# Fails before anything is changed if a folder cannot be written to; $1 is the command for root and $2
+# what to say of it.
 check_writable() {
-  local folder
+  local folder command
+  command=(sudo env "PG_CONFIG=$PG_CONFIG_PATH" "NER_RETRIEVER_CACHE=$CACHE")
+  if [ -n "${MODEL:-}" ]; then command+=("MODEL=$MODEL"); fi
+  if [ -n "$DESTDIR" ]; then command+=("DESTDIR=$DESTDIR"); fi
   for folder in "$PACKAGE_LIBRARIES" "$SHARE/extension" "$SHARE/ner_retriever"; do
     folder=$DESTDIR$folder
     while [ ! -e "$folder" ]; do folder=$(dirname "$folder"); done
-    [ -w "$folder" ] || die "cannot write to $folder" "Everything is built; finish as root:" \
-      "  sudo env PG_CONFIG=$PG_CONFIG_PATH NER_RETRIEVER_CACHE=$CACHE MODEL=${MODEL:-} DESTDIR=$DESTDIR $SCRIPTS/install.sh $1"
+    [ -w "$folder" ] || die "cannot write to $folder" "$2" \
+      " $(printf ' %q' "${command[@]}" "$SCRIPTS/install.sh" "$1")"
   done
 }
 
@@ -129,21 +145,49 @@ check_pgvector() {
     say "warning: this server's pgvector is $version; use $PGVECTOR_MINIMUM or newer (security and index fixes)"
 }
 
+# True if the server has what MODES, SOURCES and TARGETS list, and nothing from an earlier version.
+is_installed() {
+  local i
+  [ "$(cat "$DESTDIR$MANIFEST" 2>/dev/null)" = "$(printf '%s\n' "${TARGETS[@]}")" ] || return 1
+  for i in "${!TARGETS[@]}"; do
+    cmp -s "${SOURCES[i]}" "$DESTDIR${TARGETS[i]}" || return 1
+  done
+}
+
 copy() {
-  local mode source folder installed=() old
-  check_writable copy
-  say "installing into $("$PG_CONFIG_PATH" --version):"
-  old=$(cat "$DESTDIR$MANIFEST" 2>/dev/null || true)
-  while IFS=$' \t' read -r mode source folder; do
+  local mode source folder i
+  MODES=() SOURCES=() TARGETS=() REPLACED=0
+  while IFS=$'\t' read -r mode source folder; do
     [ -f "$source" ] || die "there is no $source" "Run 'make install', which builds first, in a complete checkout."
-    put "$mode" "$source" "$folder/$(installed_name "$source")"
-    installed+=("$folder/$(installed_name "$source")")
+    MODES+=("$mode") SOURCES+=("$source") TARGETS+=("$folder/$(installed_name "$source")")
   done < <(plan)
+  # Not only faster: whoever may not write to the server's folders can go on after root has installed.
+  if is_installed; then
+    say "ner_retriever is installed in $("$PG_CONFIG_PATH" --version) and up to date"
+  else
+    check_writable copy "Everything is built; finish as root:"
+    say "installing into $("$PG_CONFIG_PATH" --version):"
+    copy_files
+  fi
+  check_pgvector
+}
+
+copy_files() {
+  local i old
+  old=$(cat "$DESTDIR$MANIFEST" 2>/dev/null || true)
   mkdir -p "$(dirname "$DESTDIR$MANIFEST")"
-  printf '%s\n' "${installed[@]}" >"$DESTDIR$MANIFEST"
+  # Listed before they are there: uninstall finds what an interrupted run has left.
+  printf '%s\n' "${TARGETS[@]}" ${old:+"$old"} | sort -u >"$DESTDIR$MANIFEST"
+  for i in "${!TARGETS[@]}"; do put "${MODES[i]}" "${SOURCES[i]}" "${TARGETS[i]}"; done
+  printf '%s\n' "${TARGETS[@]}" >"$DESTDIR$MANIFEST"
   # What an earlier version put there and this one does not.
   { grep -vxF -f "$DESTDIR$MANIFEST" <<<"$old" || true; } | remove_files
-  check_pgvector
+  advises || return 0
+  if [ "$REPLACED" = 1 ]; then
+    say "A server that has used the old files must be restarted to use all of the new ones."
+  else
+    say "Next, in each database that is to have it: CREATE EXTENSION ner_retriever CASCADE;"
+  fi
 }
 
 # --- uninstall -------------------------------------------------------------------------------------
@@ -160,6 +204,8 @@ remove_files() {
       rm -f -- "$DESTDIR$file"
       say "  removed     $DESTDIR$file"
     fi
+    # Half a file, if a copy was killed.
+    rm -f -- "$DESTDIR$file.new"
   done
   if [ -d "$DESTDIR$SHARE/ner_retriever" ]; then
     find "$DESTDIR$SHARE/ner_retriever" -depth -type d -empty -delete
@@ -171,22 +217,34 @@ uninstall() {
     say "ner_retriever is not installed in $("$PG_CONFIG_PATH" --version) (there is no $DESTDIR$MANIFEST)"
     return
   fi
-  check_writable uninstall
+  check_writable uninstall "Do it as root:"
   say "uninstalling from $("$PG_CONFIG_PATH" --version):"
   { cat "$DESTDIR$MANIFEST" && echo "$MANIFEST"; } | remove_files
+  advises || return 0
+  say "Next: DROP EXTENSION ner_retriever in the databases that still have it. If shared_preload_libraries" \
+    "names it, take it out there: the server cannot start without a library that it preloads."
 }
 
 # --- main ------------------------------------------------------------------------------------------
 
 case ${1:-} in
-  install | build) set_up ;;
-  copy | uninstall) ;;
+  install | build | copy | uninstall) ;;
   *) die "unknown command '${1:-}'" "usage: install.sh install|build|copy|uninstall" ;;
 esac
-if ! own_postgres && [ ! -x "$PRIVATE_PG_CONFIG" ]; then
-  die "there is no private PostgreSQL in $POSTGRES_HOME" "For a server of your own give PG_CONFIG=/path/to/pg_config."
+# A server of the caller's is looked at before minutes of downloading and building, which the private
+# one comes out of.
+if own_postgres; then find_server; fi
+case $1 in
+  install | build)
+    if own_postgres; then check_headers; fi
+    set_up
+    ;;
+esac
+if ! own_postgres; then
+  [ -x "$PRIVATE_PG_CONFIG" ] || die "there is no private PostgreSQL in $POSTGRES_HOME" \
+    "For a server of your own give PG_CONFIG=/path/to/pg_config."
+  find_server
 fi
-find_server
 take_lock install
 case $1 in
   install)

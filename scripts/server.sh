@@ -71,7 +71,21 @@ create_server_user() {
     die "could not create the system user $SERVER_USER"
 }
 
-# Sets PG_CONFIG_PATH, BIN, MAJOR and SHARE of the server that instances run.
+# The program that the instance's server was last started with, or nothing. The file's first line is
+# /path/to/postgres "-D" "/path/to/data".
+last_program() { sed -n '1s/ "-D" .*//p' "$DATA/postmaster.opts" 2>/dev/null || true; }
+
+# Sets PG_CONFIG_PATH and BIN of the server that the instance was last started with: whoever stops or
+# removes it need not name that server again. False if it has never been started.
+find_last_server() {
+  local program
+  program=$(last_program)
+  [ -n "$program" ] || return 1
+  BIN=$(dirname "$program")
+  PG_CONFIG_PATH=$BIN/pg_config
+}
+
+# Sets PG_CONFIG_PATH, BIN, MAJOR and SHARE of the server that instances are started with.
 find_server() {
   PG_CONFIG_PATH=$(pg_config_path)
   [ -x "$PG_CONFIG_PATH" ] || die "PostgreSQL is not there yet" "Run 'make start' (or scripts/setup.sh)."
@@ -108,7 +122,7 @@ own_folder() {
 
 # --- instance --------------------------------------------------------------------------------------
 
-is_running() { [ -f "$DATA/postmaster.pid" ] && as_server_user "$BIN/pg_ctl" status -D "$DATA" >/dev/null 2>&1; }
+is_running() { [ -f "$DATA/postmaster.pid" ] && [ -n "${BIN:-}" ] && as_server_user "$BIN/pg_ctl" status -D "$DATA" >/dev/null 2>&1; }
 
 postmaster_pid() { head -n 1 "$DATA/postmaster.pid"; }
 
@@ -154,6 +168,10 @@ settings_lines() {
 # Why a running server must be restarted, or nothing. DIR/started is as old as the server's start.
 restart_reason() {
   local file lines
+  if ! [ "$(last_program)" -ef "$BIN/postgres" ]; then
+    echo "it runs another PostgreSQL than that in $BIN"
+    return
+  fi
   lines=$(settings_lines)
   if [ "${#SETTINGS[@]}" -gt 0 ] && [ "$lines" != "$(cat "$DIR/settings.conf" 2>/dev/null)" ]; then
     echo "its settings changed"
@@ -303,7 +321,11 @@ remove() {
 }
 
 parse_arguments "$@"
-find_server
+case $COMMAND in
+  start | restart) find_server ;;
+  env) find_last_server || find_server ;;
+  *) find_last_server || true ;;
+esac
 case $COMMAND in
   start)
     take_lock "instance-$NAME"
