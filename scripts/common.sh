@@ -61,6 +61,18 @@ if ! command -v cargo >/dev/null && [ -x "${CARGO_HOME:-${HOME:-}/.cargo}/bin/ca
   PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
 fi
 
+# Makes the build folder $1 this checkout's. Cargo takes what another checkout has built there for its
+# own, sources and paths of the other included, unless its own sources are newer.
+claim_build_folder() {
+  [ "$(cat "$1/checkout" 2>/dev/null)" != "$REPO" ] || return 0
+  if [ -d "$1/release" ]; then
+    CARGO_TARGET_DIR=$1 cargo clean --quiet --release --manifest-path "$REPO/Cargo.toml" \
+      -p ner_retriever -p ner-retriever-engine -p ner-retriever-protocol -p ner-retriever-tests
+  fi
+  mkdir -p "$1"
+  printf '%s\n' "$REPO" >"$1/checkout"
+}
+
 own_postgres() { [ -n "${PG_CONFIG:-}" ]; }
 
 # The pg_config of the server to build for and to run: the caller's, else the private one's.

@@ -9,6 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 build_engine() {
   "$REPO/scripts/setup.sh" tools
+  claim_build_folder "$CARGO_TARGET_DIR"
   cargo build --release --manifest-path "$REPO/Cargo.toml" -p ner-retriever-engine >&2
 }
 

@@ -52,6 +52,8 @@ check_headers() {
 build() {
   say "building for $("$PG_CONFIG_PATH" --version)"
   cd "$REPO"
+  claim_build_folder "$CARGO_TARGET_DIR"
+  claim_build_folder "$EXTENSION_TARGET"
   cargo build --release -p ner-retriever-engine 9>&-
   PGRX_PG_CONFIG_PATH=$PG_CONFIG_PATH CARGO_TARGET_DIR=$EXTENSION_TARGET \
     cargo build --release -p ner_retriever --no-default-features --features "pg$MAJOR" 9>&-

@@ -8,6 +8,7 @@ cd "$REPO"
 MODEL=none "$REPO/scripts/setup.sh" tools postgresql
 PGRX_PG_CONFIG_PATH=$(pg_config_path)
 export PGRX_PG_CONFIG_PATH
+claim_build_folder "$CARGO_TARGET_DIR"
 # All three run, so that one call shows all findings.
 status=0
 cargo fmt --all --check || status=1

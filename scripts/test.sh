@@ -29,7 +29,7 @@ export_test_environment() {
 
 cd "$REPO"
 MODEL='' "$SCRIPTS/setup.sh"
-mkdir -p "$CARGO_TARGET_DIR"
+claim_build_folder "$CARGO_TARGET_DIR"
 LOG=$(mktemp "$CARGO_TARGET_DIR/test-log.XXXXXX")
 trap 'rm -f "$LOG"' EXIT
 export_test_environment

@@ -69,7 +69,7 @@ from mentions;
 select ner_refine_type('city', embedding) is null as without_mentions from mentions where false;
 select ner_refine_type('city', null) is null as only_nulls from mentions;
 select ner_refine_type(name, embedding) <=> (select ner_refine_type('city', embedding) from mentions) < 0.00001 as nulls_are_left_out
-from (select 'city' as name, embedding from mentions union all values ('city', null), (null, null)) as rows;
+from (select 'city' as name, embedding from mentions union all values ('city', null::vector), (null, null)) as rows;
 
 -- The detection threshold is a session's own.
 set ner_retriever.detection_threshold = 1;

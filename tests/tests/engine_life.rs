@@ -387,10 +387,8 @@ fn the_engine_has_nothing_of_the_server_but_its_socket() {
         .iter()
         .filter(|file| file.starts_with("socket:"))
         .count();
-    assert!(
-        sockets <= 2,
-        "the listening socket and a connection at most: {files:?}"
-    );
+    // Two that listen, and the connection of the last answer.
+    assert!(sockets <= 3, "{files:?}");
     let maps = fs::read_to_string(format!("/proc/{engine}/maps")).unwrap();
     for shared in ["SYSV", "/dev/zero", "/dev/shm", "ner_retriever.so"] {
         assert!(!maps.contains(shared), "the engine maps {shared}");
