@@ -12,6 +12,8 @@ use crate::{gucs, paths};
 
 /// More types than a session asks for by hand; 2 MB at 500 dimensions.
 const MAX_ENTRIES: usize = 1024;
+/// Bytes of names and examples: examples may be long.
+const MAX_QUERY_BYTES: usize = 1 << 20;
 
 /// What a type's embedding is made from.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -28,6 +30,8 @@ thread_local! {
 struct TypeCache {
     /// By the type's name and its examples.
     embeddings: HashMap<TypeQuery, Vec<f32>>,
+    /// Of all entries' names and examples.
+    query_bytes: usize,
     fingerprint: String,
     source: Source,
     /// Start of the statement that last compared `source` with what is.
@@ -76,9 +80,13 @@ pub fn insert(fingerprint: String, query: TypeQuery, embedding: Vec<f32>) {
     CACHE.with_borrow_mut(|cache| {
         let source = Source::current();
         let same = cache.fingerprint == fingerprint && cache.source == source;
-        if !same || cache.embeddings.len() >= MAX_ENTRIES {
-            cache.embeddings.clear();
+        let bytes = query.name.len() + query.examples.iter().map(String::len).sum::<usize>();
+        let full = cache.embeddings.len() >= MAX_ENTRIES
+            || cache.query_bytes.saturating_add(bytes) > MAX_QUERY_BYTES;
+        if !same || full {
+            cache.clear();
         }
+        cache.query_bytes += bytes;
         cache.fingerprint = fingerprint;
         cache.source = source;
         cache.embeddings.insert(query, embedding);
@@ -89,19 +97,24 @@ pub fn insert(fingerprint: String, query: TypeQuery, embedding: Vec<f32>) {
 pub fn saw_fingerprint(fingerprint: &str) {
     CACHE.with_borrow_mut(|cache| {
         if cache.fingerprint != fingerprint {
-            cache.embeddings.clear();
+            cache.clear();
         }
     });
 }
 
 impl TypeCache {
+    fn clear(&mut self) {
+        self.embeddings.clear();
+        self.query_bytes = 0;
+    }
+
     /// Once a statement: within one, a stable function gives one result.
     fn check(&mut self) {
         // SAFETY: reads a variable of this process.
         let statement = unsafe { pg_sys::GetCurrentStatementStartTimestamp() };
         if self.checked_in != statement && !self.embeddings.is_empty() {
             if !self.source.still_holds(&Source::current()) {
-                self.embeddings.clear();
+                self.clear();
             }
             self.checked_in = statement;
         }

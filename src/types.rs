@@ -62,15 +62,15 @@ fn ner_type_embedding_of_examples(
 /// [`Refined`]; rows in which either argument is NULL are left out.
 #[pg_extern]
 fn ner_refine_type_add(
-    state: Option<Vec<f64>>,
+    state: Option<Array<'_, f64>>,
     name: Option<&[u8]>,
     example: Option<&[u8]>,
 ) -> Result<Option<Vec<f64>>, ErrorReport> {
     let (Some(name), Some(example)) = (name, example) else {
-        return Ok(state);
+        return Ok(state.map(numbers).transpose()?);
     };
     let mut refined = match state {
-        Some(state) => Refined::from_state(&state)?,
+        Some(state) => Refined::from_state(&numbers(state)?)?,
         None => Refined::new(type_embedding(type_name(name)?)?.1),
     };
     refined.add(&vector::elements(example)?)?;
@@ -79,8 +79,17 @@ fn ner_refine_type_add(
 
 /// Final function of the aggregate `ner_refine_type(text, vector)`.
 #[pg_extern]
-fn ner_refine_type_final(state: Vec<f64>) -> Result<Vector, ErrorReport> {
-    Ok(Vector::new(Refined::from_state(&state)?.embedding())?)
+fn ner_refine_type_final(state: Array<'_, f64>) -> Result<Vector, ErrorReport> {
+    let refined = Refined::from_state(&numbers(state)?)?;
+    Ok(Vector::new(refined.embedding())?)
+}
+
+/// Anyone may call the aggregate's functions with an array of their own.
+fn numbers(state: Array<'_, f64>) -> Result<Vec<f64>, Error> {
+    let numbers: Option<Vec<f64>> = state.iter().collect();
+    numbers
+        .filter(|numbers| numbers.iter().all(|number| number.is_finite()))
+        .ok_or(Error::RefinementState)
 }
 
 fn type_name(name: &[u8]) -> Result<String, Error> {
@@ -157,8 +166,8 @@ impl Refined {
         Ok(())
     }
 
-    /// The name and all examples together weigh the same: of seven weights the best or near it for 1
-    /// to 20 examples of the types of Few-NERD's training and development files (docs/quality.md).
+    /// The name and all examples together weigh the same: few examples do not drown the name, and many
+    /// add little that a few have not said.
     fn embedding(&self) -> Vec<f32> {
         let of_examples = length(&self.sum).max(f64::MIN_POSITIVE);
         let both = self.name.iter().zip(&self.sum);

@@ -37,9 +37,6 @@ pub struct Kept {
     pub representations: Vec<Representation>,
     /// 0-based block whose incoming hidden states are kept of every token.
     pub hidden: Option<usize>,
-    /// Whether the model's last state at the end of each mention's last suffix is kept; its next
-    /// token is what the mention is.
-    pub states: bool,
 }
 
 /// What the probe and the projection are trained on; rows of tokens count the model's first token.
@@ -61,19 +58,20 @@ pub struct TextFeatures {
 }
 
 impl Features {
-    /// Reads the features of texts from `cache`, computing what is not there. States need the
-    /// model's `readout`, and all its blocks.
+    /// Reads the features of texts from `cache`, computing what is not there. With a `readout`, which
+    /// needs all the model's blocks, the last state at the end of each mention's last suffix is kept
+    /// too; its next token is what the mention is.
     ///
     /// # Errors
     /// `InvalidSetting` if the cache cannot be written, and the model's errors.
     pub fn compute(
         model: &BaseModel,
-        readout: &Readout,
+        readout: Option<&Readout>,
         documents: &[Document],
         kept: &Kept,
         cache: &Path,
     ) -> Result<Self> {
-        let folder = cache.join(key(model, documents, kept));
+        let folder = cache.join(key(model, readout.is_some(), documents, kept));
         fs::create_dir_all(&folder).map_err(|e| unwritable(&folder, &e))?;
         let progress = ProgressBar::new(documents.len() as u64);
         if let Ok(style) =
@@ -105,7 +103,7 @@ impl Features {
             };
             let mut wanted = |name: &str, want: bool| want.then(|| take(name)).transpose();
             let values = wanted("values", !kept.representations.is_empty())?;
-            let states = wanted("states", kept.states)?;
+            let states = wanted("states", readout.is_some())?;
             let hidden = wanted("hidden", kept.hidden.is_some())?;
             let (mut row, mut mention) = (0, 0);
             for text in texts {
@@ -169,7 +167,7 @@ impl Labelled {
 
 fn shard(
     model: &BaseModel,
-    readout: &Readout,
+    readout: Option<&Readout>,
     texts: &[Labelled],
     kept: &Kept,
 ) -> Result<HashMap<String, Tensor>> {
@@ -180,8 +178,8 @@ fn shard(
     };
     want(representations, &mut wanted);
     let last = model.llama.config().blocks;
-    let read = if kept.states { vec![last] } else { vec![] };
-    if kept.states {
+    let read: Vec<usize> = readout.map(|_| last).into_iter().collect();
+    if readout.is_some() {
         wanted.cached_blocks = last;
     }
     let mut parts: [Vec<Tensor>; 3] = Default::default();
@@ -226,7 +224,7 @@ fn shard(
                 represent_with_states(model, representations, &activations, &places, &read)
                     .map_err(compute)?;
             parts[0].push(values);
-            for state in states {
+            for (state, readout) in states.into_iter().zip(readout) {
                 let state = readout.normalize(&state).and_then(half).map_err(compute)?;
                 parts[1].push(state);
             }
@@ -256,12 +254,9 @@ fn write(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {
     fs::rename(&part, path).map_err(|e| unwritable(path, &e))
 }
 
-fn key(model: &BaseModel, documents: &[Document], kept: &Kept) -> String {
+fn key(model: &BaseModel, states: bool, documents: &[Document], kept: &Kept) -> String {
     let mut hasher = Sha256::new();
-    hasher.update(format!(
-        "{} {:?} {}\n",
-        model.hash, kept.hidden, kept.states
-    ));
+    hasher.update(format!("{} {:?} {}\n", model.hash, kept.hidden, states));
     for representation in &kept.representations {
         // Query forms concern types only.
         hasher.update(match representation {

@@ -15,6 +15,10 @@ select ner_refine_type('', '[1,2,3]'::vector);
 \echo :LAST_ERROR_SQLSTATE
 select ner_refine_type_final('{1,2,3}');
 \echo :LAST_ERROR_SQLSTATE
+select ner_refine_type_final('{1,NULL}');
+\echo :LAST_ERROR_SQLSTATE
+select ner_refine_type_add('{NaN,0}', 'city', '[1]'::vector);
+\echo :LAST_ERROR_SQLSTATE
 set ner_retriever.detection_threshold = 2;
 \echo :LAST_ERROR_SQLSTATE
 select * from ner_entity_embeddings('Rome', array[int4range(0, 5)]);

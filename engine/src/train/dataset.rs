@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 
 use super::{
-    Loss, TrainOptions, hard_negatives, invalid,
+    TrainOptions, hard_negatives, invalid,
     teacher::{Nouns, Teaching},
 };
 use crate::{
@@ -49,7 +49,7 @@ impl Dataset {
         documents: &[Document],
         names: &TypeNames,
         features: &Features,
-        readout: &Readout,
+        readout: Option<&Readout>,
         options: &TrainOptions,
     ) -> Result<Self> {
         let named: Vec<(&str, &str)> = names
@@ -92,8 +92,7 @@ impl Dataset {
         } else {
             vec![Vec::new(); names.len()]
         };
-        let teaching = options.loss == Loss::Distillation;
-        let teaching = teaching.then(|| teaching_of(model, features, readout, options));
+        let teaching = readout.map(|readout| teaching_of(model, features, readout, options));
         Ok(Self {
             teaching: teaching.transpose()?,
             type_values: type_values(model, &names, &options.representations())?,

@@ -189,16 +189,16 @@ impl TrainOptions {
 /// The model's and the corpora's errors; `InvalidSetting` for options that do not fit.
 pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
     let checkpoint = Checkpoint::open(&options.model, &Device::Cpu)?;
+    let distils = options.loss == Loss::Distillation;
     let own_probe_texts = !options.probe_corpus.is_empty();
     let kept = Kept {
         representations: options.representations(),
         hidden: (!own_probe_texts).then_some(options.probe_block),
-        states: options.loss == Loss::Distillation,
     };
     if kept.representations.is_empty() {
         return Err(invalid("give --block, --suffix-block or both".to_owned()));
     }
-    if kept.states && options.suffix_block.is_none() {
+    if distils && options.suffix_block.is_none() {
         return Err(invalid("distillation needs --suffix-block".to_owned()));
     }
     if let Some(problem) = kept
@@ -216,14 +216,21 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
             "block {last} of a model with {all} blocks"
         )));
     }
-    let readout = checkpoint.readout()?;
-    let model = checkpoint.load(if kept.states { all } else { last })?;
+    let readout = distils.then(|| checkpoint.readout()).transpose()?;
+    let model = checkpoint.load(if distils { all } else { last })?;
     let (documents, names) = corpora(options)?;
-    let compute = |documents: &[Document], kept| {
-        Features::compute(&model, &readout, documents, kept, &options.cache)
+    let compute = |readout, documents: &[Document], kept| {
+        Features::compute(&model, readout, documents, kept, &options.cache)
     };
-    let features = compute(&documents, &kept)?;
-    let dataset = Dataset::new(&model, &documents, &names, &features, &readout, options)?;
+    let features = compute(readout.as_ref(), &documents, &kept)?;
+    let dataset = Dataset::new(
+        &model,
+        &documents,
+        &names,
+        &features,
+        readout.as_ref(),
+        options,
+    )?;
     let trained = projection::train(&dataset, options)?;
 
     let hidden_size = model.llama.config().hidden_size;
@@ -232,11 +239,10 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
         let kept = Kept {
             representations: Vec::new(),
             hidden: Some(options.probe_block),
-            states: false,
         };
         probe::train(
             &documents,
-            &compute(&documents, &kept)?,
+            &compute(None, &documents, &kept)?,
             hidden_size,
             options,
         )?
