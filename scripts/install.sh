@@ -60,19 +60,22 @@ build() {
   build_sql
 }
 
-# Before PostgreSQL 16 a script cannot name the schema of another extension; there the types are found
-# through the search path that CREATE EXTENSION sets, which includes pgvector's schema.
+# Makes the scripts of CREATE EXTENSION and ALTER EXTENSION UPDATE: a release whose script is long has a
+# folder of parts, which are put together in the order of their names. Before PostgreSQL 16 a script
+# cannot name the schema of another extension; there the types are found through the search path that
+# CREATE EXTENSION sets, which includes pgvector's schema.
 build_sql() {
-  local file
-  [ "$MAJOR" -lt 16 ] || return 0
-  mkdir -p "$(sql_folder)"
-  for file in "$REPO"/sql/ner_retriever--*.sql; do
-    sed 's/@extschema:vector@\.//' "$file" >"$(sql_folder)/$(basename "$file")"
-  done
+  local folder edit=()
+  folder=$(sql_folder)
+  rm -rf -- "$folder"
+  mkdir -p "$folder"
+  [ "$MAJOR" -ge 16 ] || edit=(-e 's/@extschema:vector@\.//')
+  sed -e '' "${edit[@]}" "$REPO/sql/ner_retriever--0.1.0.sql" >"$folder/ner_retriever--0.1.0.sql"
+  cat "$REPO"/sql/0.2.0/*.sql >"$folder/ner_retriever--0.1.0--0.2.0.sql"
 }
 
 # Where the SQL files for this server are.
-sql_folder() { if [ "$MAJOR" -ge 16 ]; then echo "$REPO/sql"; else echo "$EXTENSION_TARGET/sql"; fi; }
+sql_folder() { echo "$EXTENSION_TARGET/sql"; }
 
 # --- copy ------------------------------------------------------------------------------------------
 

@@ -50,6 +50,17 @@ pub enum Error {
     RefinementState,
     #[error("the model changed during the call")]
     ModelChanged,
+    #[error("the engine's model is not the one that made the mentions")]
+    ForeignModel { index: String, engine: String },
+    #[error("this function is for the extension's own workers")]
+    WorkerOnly,
+    #[error("this function is for the triggers of a managed index")]
+    NotATrigger,
+    #[error("this table has no managed index to be told of the change")]
+    NotManaged,
+    /// PostgreSQL raises its own errors; this is of the interface between.
+    #[error("could not run a statement: {0}")]
+    Spi(#[from] pgrx::spi::Error),
     #[error("span {0} is NULL, empty or unbounded")]
     SpanWithoutText(usize),
     #[error("span {0} begins before the text")]
@@ -70,7 +81,10 @@ impl Error {
             Self::ExampleDimensions { .. } | Self::NotAVector | Self::RefinementState => {
                 ERRCODE_DATA_EXCEPTION
             }
-            Self::ModelChanged => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Self::WorkerOnly => ERRCODE_INSUFFICIENT_PRIVILEGE,
+            Self::NotATrigger => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+            Self::Spi(_) => ERRCODE_INTERNAL_ERROR,
+            Self::ModelChanged | Self::ForeignModel { .. } | Self::NotManaged => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::RequestTooLarge | Self::TextTooLarge { .. } => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             Self::AnswerOutOfMemory(_) => ERRCODE_OUT_OF_MEMORY,
             Self::InvalidText => ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
@@ -114,6 +128,14 @@ impl Error {
                 Some("Pass embeddings that ner_entity_embeddings gave.")
             }
             Self::ModelChanged => Some("Call it again."),
+            Self::ForeignModel { .. } => Some(
+                "Configure the old model again, or embed the table anew with ner_reindex.",
+            ),
+            Self::NotATrigger | Self::WorkerOnly => None,
+            Self::NotManaged => Some(
+                "If the table was restored without the extension's tables, drop its triggers that call ner_retriever.on_change and call ner_index.",
+            ),
+            Self::Spi(_) => Some("This is a bug of the extension."),
             Self::SpanWithoutText(_) | Self::SpanBeforeText(_) => Some(
                 "Spans count characters from 0 and exclude their end, such as int4range(0, 5).",
             ),

@@ -81,7 +81,7 @@ fn ner_entity_embeddings_of_texts(texts: Array<'_, &[u8]>) -> Result<DocumentRow
             requests.push(text_request(text, None)?);
         }
     }
-    let (_, answers) = mentions(requests, true, Priority::Bulk)?;
+    let (_, answers) = mentions(requests, true, gucs::detection_threshold(), Priority::Bulk)?;
     let mut rows = Vec::with_capacity(answers.iter().map(Vec::len).sum());
     for (number, mentions) in numbers.into_iter().zip(answers) {
         for mention in mentions {
@@ -192,14 +192,16 @@ fn mentions_of_one(text: TextRequest, embed: bool) -> Result<Vec<Mention>, Error
     if nothing_to_do {
         return Ok(Vec::new());
     }
-    let (_, mut answers) = mentions(vec![text], embed, Priority::Interactive)?;
+    let (_, mut answers) = mentions(vec![text], embed, gucs::detection_threshold(), Priority::Interactive)?;
     Ok(answers.pop().unwrap_or_default())
 }
 
-/// The fingerprint and one list of mentions per text, in order. No texts, no request.
+/// The fingerprint and one list of mentions per text, in order, with `threshold` or the head's own
+/// least probability. No texts, no request.
 pub fn mentions(
     texts: Vec<TextRequest>,
     embed: bool,
+    threshold: Option<f32>,
     priority: Priority,
 ) -> Result<(String, Vec<Vec<Mention>>), Error> {
     if texts.is_empty() {
@@ -209,7 +211,7 @@ pub fn mentions(
     let request = Request::Mentions {
         texts,
         embed,
-        threshold: gucs::detection_threshold(),
+        threshold,
         priority,
     };
     match client::ask(&request)? {

@@ -48,6 +48,12 @@ static DETECTION_THRESHOLD: GucSetting<f64> = GucSetting::<f64>::new(-1.0);
 /// 0: no limit of its own; `statement_timeout` already ends a call that takes too long.
 static REQUEST_TIMEOUT: Int = Int::new(0);
 
+/// 5: with their pauses (0.5, 2, 8, 32 s) the attempts outlast a restart of the engine and its
+/// loading, and a row that cannot be embedded shows up within a minute.
+static MAX_ATTEMPTS: Int = Int::new(5);
+/// 2: one reads and writes rows while the engine computes for the other.
+static QUEUE_WORKERS: Int = Int::new(2);
+
 const MAX_KB: i32 = 1024 * 1024;
 
 /// Makes the settings known to the server and reserves their prefix.
@@ -55,6 +61,7 @@ pub fn define() {
     define_paths();
     define_engine_options();
     define_limits();
+    define_queue();
     // SAFETY: the string is static; this runs while the library is loaded.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"ner_retriever".as_ptr()) };
 }
@@ -165,6 +172,23 @@ fn define_limits() {
     );
 }
 
+fn define_queue() {
+    int(
+        c"ner_retriever.max_attempts",
+        c"Attempts to embed a row of a managed index before it counts as failed.",
+        c"",
+        &MAX_ATTEMPTS,
+        1..=1000,
+    );
+    int(
+        c"ner_retriever.queue_workers",
+        c"Most background workers that drain the queue of a database.",
+        c"Each takes one of max_worker_processes while there is much to do.",
+        &QUEUE_WORKERS,
+        1..=64,
+    );
+}
+
 fn text(name: &'static CStr, short: &'static CStr, long: &'static CStr, setting: &'static Text) {
     let (context, flags) = (GucContext::Sighup, GucFlags::default());
     GucRegistry::define_string_guc(name, short, long, setting, context, flags);
@@ -235,6 +259,11 @@ pub fn max_queue() -> i32 {
 pub fn detection_threshold() -> Option<f32> {
     let threshold = DETECTION_THRESHOLD.get();
     (threshold >= 0.0).then_some(threshold as f32)
+}
+
+/// At least 1.
+pub fn queue_workers() -> u32 {
+    u32::try_from(QUEUE_WORKERS.get()).unwrap_or(1)
 }
 
 /// `None` means no limit.

@@ -8,6 +8,7 @@ mod errors;
 mod functions;
 mod gucs;
 mod latch;
+mod managed;
 mod paths;
 mod start;
 mod status;

@@ -15,11 +15,28 @@ use crate::text::to_utf8;
 use crate::type_cache::{self, TypeQuery};
 use crate::vector::{self, Vector};
 
+type TypeQueryRow = TableIterator<
+    'static,
+    (
+        name!(embedding, Vec<f32>),
+        name!(fingerprint, String),
+        name!(dims, i32),
+    ),
+>;
+
 /// `ner_type_embedding(text)`
 #[pg_extern]
 fn ner_type_embedding(name: &[u8]) -> Result<Vector, ErrorReport> {
     let (_, embedding) = type_embedding(type_name(name)?)?;
     Ok(Vector::new(embedding)?)
+}
+
+/// `ner_retriever.type_query(text)`
+#[pg_extern]
+fn ner_type_query(name: &[u8]) -> Result<TypeQueryRow, ErrorReport> {
+    let (fingerprint, embedding) = type_embedding(type_name(name)?)?;
+    let dims = i32::try_from(embedding.len()).unwrap_or(i32::MAX);
+    Ok(TableIterator::once((embedding, fingerprint, dims)))
 }
 
 /// `ner_type_embedding(text, text[])`: NULL and blank examples are no examples.
@@ -133,7 +150,7 @@ fn example_embeddings(examples: &[String]) -> Result<(String, Vec<Vec<f32>>), Er
             end: example.chars().count() as u32,
         }]),
     });
-    let (fingerprint, texts) = mentions(texts.collect(), true, Priority::Interactive)?;
+    let (fingerprint, texts) = mentions(texts.collect(), true, None, Priority::Interactive)?;
     let embeddings = texts.into_iter().flatten().map(|mention| mention.embedding);
     Ok((fingerprint, embeddings.collect()))
 }

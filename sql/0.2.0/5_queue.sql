@@ -1,0 +1,390 @@
+-- What the library does in the background and on changes, and the queue that the workers drain.
+
+CREATE FUNCTION ner_retriever.type_query(
+    type_name text, OUT embedding real[], OUT fingerprint text, OUT dims integer
+)
+RETURNS SETOF record
+LANGUAGE c STABLE STRICT PARALLEL SAFE COST 10000 ROWS 1
+AS 'MODULE_PATHNAME', 'ner_type_query_wrapper';
+COMMENT ON FUNCTION ner_retriever.type_query(text) IS
+'Embedding of a type''s name, and which model and head it comes from';
+
+CREATE FUNCTION ner_retriever.on_change()
+RETURNS trigger
+LANGUAGE c
+-- Keys are kept as text: as one fixed way of writing them, whatever the session prefers.
+SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres'
+SET timezone = 'UTC' SET extra_float_digits = 1 SET bytea_output = 'hex'
+AS 'MODULE_PATHNAME', 'ner_on_change';
+COMMENT ON FUNCTION ner_retriever.on_change() IS
+'Tells a managed index of changed rows; only its own triggers have an effect';
+
+CREATE FUNCTION ner_retriever.wake()
+RETURNS void
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'ner_wake_wrapper';
+COMMENT ON FUNCTION ner_retriever.wake() IS
+'Has a worker look at the queue when the transaction commits';
+
+CREATE FUNCTION ner_retriever.start_worker()
+RETURNS void
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'ner_start_worker_wrapper';
+COMMENT ON FUNCTION ner_retriever.start_worker() IS
+'Has a worker look at the queue now';
+
+-- What follows is for the worker alone.
+
+CREATE FUNCTION ner_retriever.embed_rows(index_id integer, keys text[])
+RETURNS integer[]
+LANGUAGE c STRICT
+SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres'
+SET timezone = 'UTC' SET extra_float_digits = 1 SET bytea_output = 'hex' SET row_security = off
+AS 'MODULE_PATHNAME', 'ner_embed_rows_wrapper';
+COMMENT ON FUNCTION ner_retriever.embed_rows(integer, text[]) IS
+'Replaces the mentions of rows, with their owner''s rights. Returns which of the keys are to be done again';
+
+CREATE FUNCTION ner_retriever.execute_as(owner oid, statement text)
+RETURNS bigint
+LANGUAGE c STRICT
+SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres'
+SET timezone = 'UTC' SET extra_float_digits = 1 SET bytea_output = 'hex' SET row_security = off
+AS 'MODULE_PATHNAME', 'ner_execute_as_wrapper';
+COMMENT ON FUNCTION ner_retriever.execute_as(oid, text) IS
+'Runs a statement with the rights of a role, which it cannot leave. Returns the number of rows';
+
+CREATE FUNCTION ner_retriever.depend_on(
+    class oid, object oid, referenced_class oid, referenced oid, referenced_column integer
+)
+RETURNS void
+LANGUAGE c STRICT
+AS 'MODULE_PATHNAME', 'ner_depend_on_wrapper';
+COMMENT ON FUNCTION ner_retriever.depend_on(oid, oid, oid, oid, integer) IS
+'Has an object dropped together with another';
+
+-- Mentions go with the text's column, triggers with the mentions. Dumps do not know of such
+-- dependencies, so the worker adds what is missing.
+CREATE FUNCTION ner_retriever.adopt(index_id integer)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    d record;
+BEGIN
+    FOR d IN
+        SELECT 'pg_class'::regclass AS class, g.mentions::oid AS object, i.base::oid AS referenced,
+               a.attnum::integer AS number
+        FROM ner_retriever.managed_index AS i
+        CROSS JOIN LATERAL (VALUES (i.mentions), (i.next_mentions)) AS g (mentions)
+        JOIN pg_attribute AS a ON a.attrelid = i.base AND a.attname = i."column" AND NOT a.attisdropped
+        WHERE i.id = adopt.index_id AND g.mentions IS NOT NULL
+        UNION ALL
+        SELECT 'pg_trigger'::regclass, t.oid, i.mentions, 0
+        FROM ner_retriever.managed_index AS i
+        JOIN pg_trigger AS t ON t.tgrelid = i.base
+        WHERE i.id = adopt.index_id
+          AND t.tgname IN (SELECT format('ner_retriever_%s_%s', i.id, event)
+                           FROM unnest(ARRAY['insert', 'update', 'truncate']) AS event)
+    LOOP
+        IF NOT EXISTS (
+            SELECT FROM pg_depend AS p
+            WHERE p.classid = d.class AND p.objid = d.object AND p.objsubid = 0
+              AND p.refclassid = 'pg_class'::regclass AND p.refobjid = d.referenced
+              AND p.refobjsubid = d.number AND p.deptype = 'a')
+        THEN
+            PERFORM ner_retriever.depend_on(
+                d.class, d.object, 'pg_class'::regclass, d.referenced, d.number);
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.adopt(integer) IS
+'Ties what belongs to a managed index to its table';
+
+-- One unit of work of the first index after a given one that has any: NULL if none has.
+CREATE FUNCTION ner_retriever.work(
+    after_index integer, max_rows integer, OUT index_id integer, OUT rows_done integer
+)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    i ner_retriever.managed_index;
+BEGIN
+    FOR i IN
+        SELECT * FROM ner_retriever.managed_index
+        WHERE paused_until IS NULL OR paused_until <= clock_timestamp()
+        ORDER BY id <= after_index, id
+    LOOP
+        rows_done := CASE
+            WHEN i.state = 'new' THEN ner_retriever.start_filling(i.id)
+            ELSE ner_retriever.embed_batch(i.id, max_rows)
+        END;
+        IF rows_done = 0 AND i.state = 'filling' THEN
+            rows_done := ner_retriever.finish_filling(i.id);
+        END IF;
+        IF rows_done > 0 THEN
+            index_id := i.id;
+            RETURN;
+        END IF;
+    END LOOP;
+    rows_done := 0;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.work(integer, integer) IS
+'One step of a worker, in a transaction of its own';
+
+CREATE FUNCTION ner_retriever.start_filling(index_id integer)
+RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    s record;
+    enqueued bigint;
+BEGIN
+    PERFORM FROM ner_retriever.managed_index AS i
+    WHERE i.id = index_id AND i.state = 'new' FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    PERFORM ner_retriever.adopt(index_id);
+    SELECT * INTO s FROM ner_retriever.statements(index_id);
+    DELETE FROM ner_retriever.pending AS p WHERE p.index_id = start_filling.index_id AND p.backfill;
+    enqueued := ner_retriever.execute_as(s.owner, s.enqueue_all);
+    UPDATE ner_retriever.managed_index SET state = 'filling', rows_total = enqueued WHERE id = index_id;
+    RETURN 1;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM ner_retriever.pause(index_id, SQLERRM);
+    RETURN 0;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.start_filling(integer) IS
+'Enqueues all rows of a table';
+
+-- The index is built when the table is full, which is faster and better than growing it.
+CREATE FUNCTION ner_retriever.finish_filling(index_id integer)
+RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    i record;
+    target regclass;
+BEGIN
+    SELECT m.*, c.relowner AS owner, n.nspname, o.relname INTO i
+    FROM ner_retriever.managed_index AS m
+    JOIN pg_class AS c ON c.oid = m.base
+    JOIN pg_class AS o ON o.oid = m.mentions
+    JOIN pg_namespace AS n ON n.oid = o.relnamespace
+    WHERE m.id = index_id AND m.state = 'filling' FOR UPDATE OF m SKIP LOCKED;
+    IF NOT FOUND OR EXISTS (SELECT FROM ner_retriever.pending AS p
+                            WHERE p.index_id = finish_filling.index_id AND p.backfill) THEN
+        RETURN 0;
+    END IF;
+    target := coalesce(i.next_mentions, i.mentions);
+    IF NOT EXISTS (SELECT FROM pg_index AS x JOIN pg_class AS c ON c.oid = x.indexrelid
+                   JOIN pg_am AS a ON a.oid = c.relam
+                   WHERE x.indrelid = target AND a.amname = 'hnsw') THEN
+        PERFORM ner_retriever.execute_as(i.owner, format(
+            'CREATE INDEX ON %s USING hnsw (embedding %s)', target,
+            ner_retriever.vector_type((i.storage || '_cosine_ops')::name)));
+    END IF;
+    IF i.next_mentions IS NOT NULL THEN
+        UPDATE ner_retriever.managed_index
+        SET mentions = next_mentions, fingerprint = next_fingerprint, dims = next_dims,
+            next_mentions = NULL, next_fingerprint = NULL, next_dims = NULL
+        WHERE id = index_id;
+        PERFORM ner_retriever.execute_as(i.owner, format('DROP TABLE %s', i.mentions));
+        PERFORM ner_retriever.execute_as(i.owner, format('ALTER TABLE %s RENAME TO %I', target, i.relname));
+        IF i.mode <> 'manual' THEN
+            PERFORM ner_retriever.execute_as(
+                i.owner, format('SELECT ner_retriever.create_triggers(%s)', index_id));
+        END IF;
+        PERFORM ner_retriever.adopt(index_id);
+    END IF;
+    UPDATE ner_retriever.managed_index SET state = 'ready' WHERE id = index_id;
+    RETURN 1;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM ner_retriever.pause(index_id, SQLERRM);
+    RETURN 0;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.finish_filling(integer) IS
+'Builds the vector index of a table whose rows are all embedded, and puts the table in its place';
+
+CREATE FUNCTION ner_retriever.pause(index_id integer, message text)
+RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    UPDATE ner_retriever.managed_index AS i
+    SET paused_until = clock_timestamp() + least(power(2, least(i.pauses, 10)), 30) * interval '1 second',
+        pauses = i.pauses + 1, last_error = message, last_error_at = clock_timestamp()
+    WHERE i.id = pause.index_id;
+END;
+COMMENT ON FUNCTION ner_retriever.pause(integer, text) IS
+'Leaves an index alone for a while: at first a second, at most half a minute';
+
+-- The rows stay locked until the transaction ends, so that no other worker takes them; if it dies,
+-- they are free again.
+CREATE FUNCTION ner_retriever.embed_batch(index_id integer, max_rows integer)
+RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    rows_claimed tid[];
+BEGIN
+    SELECT array_agg(c.row) INTO rows_claimed
+    FROM (
+        SELECT p.ctid AS row FROM ner_retriever.pending AS p
+        WHERE p.index_id = embed_batch.index_id
+          AND (p.not_before IS NULL OR p.not_before <= clock_timestamp())
+        ORDER BY p.backfill, p.id LIMIT max_rows FOR UPDATE SKIP LOCKED
+    ) AS c;
+    IF rows_claimed IS NULL THEN
+        RETURN 0;
+    END IF;
+    RETURN ner_retriever.embed_claimed(index_id, rows_claimed);
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.embed_batch(integer, integer) IS
+'Embeds rows that wait. Returns how many were taken from the queue';
+
+CREATE FUNCTION ner_retriever.embed_claimed(index_id integer, rows_claimed tid[])
+RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    keys text[];
+    again integer[];
+    code text;
+    message text;
+    half integer;
+    done integer;
+BEGIN
+    -- Keys of one index are equally long, so that they make one array of two dimensions.
+    SELECT array_agg(key) INTO keys
+    FROM (SELECT DISTINCT key FROM ner_retriever.pending WHERE ctid = ANY (rows_claimed)) AS k;
+    again := ner_retriever.embed_rows(index_id, keys);
+    UPDATE ner_retriever.pending AS p SET not_before = clock_timestamp() + interval '0.1 second'
+    FROM unnest(again) AS a (n)
+    WHERE p.ctid = ANY (rows_claimed)
+      AND p.key = (SELECT array_agg(keys[a.n][c] ORDER BY c) FROM generate_subscripts(keys, 2) AS c);
+    DELETE FROM ner_retriever.failed_row AS f USING ner_retriever.pending AS p
+    WHERE p.ctid = ANY (rows_claimed) AND f.index_id = p.index_id AND f.key = p.key;
+    -- The updated ones have moved and stay.
+    DELETE FROM ner_retriever.pending WHERE ctid = ANY (rows_claimed);
+    UPDATE ner_retriever.managed_index AS i
+    SET paused_until = NULL, pauses = 0, last_error = NULL, last_error_at = NULL
+    WHERE i.id = index_id AND i.pauses > 0;
+    RETURN cardinality(rows_claimed);
+EXCEPTION WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
+    IF NOT ner_retriever.blames_the_row(code) THEN
+        PERFORM ner_retriever.pause(index_id, message);
+        RETURN 0;
+    END IF;
+    half := cardinality(rows_claimed) / 2;
+    IF half > 0 THEN
+        -- One of them is to blame; the others must not wait for it.
+        done := ner_retriever.embed_claimed(index_id, rows_claimed[1:half]);
+        RETURN done + ner_retriever.embed_claimed(index_id, rows_claimed[half + 1:]);
+    END IF;
+    PERFORM ner_retriever.fail(rows_claimed[1], code, message);
+    RETURN 1;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.embed_claimed(integer, tid[]) IS
+'Embeds rows that this transaction has locked in the queue';
+
+-- Errors of the engine's state are nobody's fault and no attempt: it is missing, cannot start, is of
+-- another model. Everything else is the text's, or the table's.
+CREATE FUNCTION ner_retriever.blames_the_row(code text)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+RETURN code NOT IN (
+    '58P01', '0A000', 'XX001', '55000', '08006', '08P01', '53000', '53100', '53300', '53400', '22023',
+    '42501', '42P01', '42703', '55P03', '57P03');
+COMMENT ON FUNCTION ner_retriever.blames_the_row(text) IS
+'Whether an error with this SQLSTATE counts as an attempt to embed a row';
+
+CREATE FUNCTION ner_retriever.fail(pending_row tid, code text, message text)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    p ner_retriever.pending;
+BEGIN
+    SELECT * INTO p FROM ner_retriever.pending WHERE ctid = pending_row;
+    p.attempts := p.attempts + 1;
+    IF p.attempts < current_setting('ner_retriever.max_attempts')::integer THEN
+        UPDATE ner_retriever.pending SET attempts = p.attempts,
+            not_before = clock_timestamp() + power(4, p.attempts - 1) * interval '0.5 second'
+        WHERE ctid = pending_row;
+        RETURN;
+    END IF;
+    INSERT INTO ner_retriever.failed_row (index_id, key, attempts, sqlstate, message)
+    VALUES (p.index_id, p.key, p.attempts, code, message)
+    ON CONFLICT ON CONSTRAINT failed_row_pkey DO UPDATE
+    SET attempts = excluded.attempts, sqlstate = excluded.sqlstate, message = excluded.message,
+        failed_at = excluded.failed_at;
+    DELETE FROM ner_retriever.pending WHERE ctid = pending_row;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.fail(tid, text, text) IS
+'Counts a failed attempt: tried again later, or moved to the failed rows';
+
+REVOKE EXECUTE ON FUNCTION
+    ner_retriever.embed_rows(integer, text[]), ner_retriever.execute_as(oid, text),
+    ner_retriever.depend_on(oid, oid, oid, oid, integer), ner_retriever.work(integer, integer),
+    ner_retriever.start_filling(integer), ner_retriever.finish_filling(integer),
+    ner_retriever.pause(integer, text), ner_retriever.embed_batch(integer, integer),
+    ner_retriever.embed_claimed(integer, tid[]), ner_retriever.fail(tid, text, text)
+FROM PUBLIC;
+
+-- Follows what happens to the tables.
+
+CREATE FUNCTION ner_retriever.after_drop()
+RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    dropped oid[];
+    i record;
+BEGIN
+    SELECT array_agg(objid) INTO dropped FROM pg_event_trigger_dropped_objects()
+    WHERE classid = 'pg_class'::regclass AND objsubid = 0 AND object_type = 'table';
+    UPDATE ner_retriever.managed_index
+    SET next_mentions = NULL, next_fingerprint = NULL, next_dims = NULL, state = 'ready'
+    WHERE next_mentions::oid = ANY (dropped);
+    FOR i IN
+        DELETE FROM ner_retriever.managed_index
+        WHERE base::oid = ANY (dropped) OR mentions::oid = ANY (dropped) RETURNING *
+    LOOP
+        DELETE FROM ner_retriever.pending WHERE index_id = i.id;
+        DELETE FROM ner_retriever.failed_row WHERE index_id = i.id;
+        IF i.next_mentions IS NOT NULL AND EXISTS (SELECT FROM pg_class WHERE oid = i.next_mentions) THEN
+            EXECUTE format('DROP TABLE %s', i.next_mentions);
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.after_drop() IS
+'Forgets managed indexes whose tables are gone';
+
+CREATE FUNCTION ner_retriever.after_alter()
+RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE ner_retriever.managed_index AS i SET "column" = a.attname
+    FROM pg_depend AS d
+    JOIN pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+    WHERE d.classid = 'pg_class'::regclass AND d.objid = i.mentions
+      AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.base AND d.refobjsubid > 0
+      AND d.deptype = 'a' AND i."column" <> a.attname;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.after_alter() IS
+'Follows a column that is renamed';
+
+CREATE EVENT TRIGGER ner_retriever_after_drop ON sql_drop EXECUTE FUNCTION ner_retriever.after_drop();
+CREATE EVENT TRIGGER ner_retriever_after_alter ON ddl_command_end
+    WHEN tag IN ('ALTER TABLE') EXECUTE FUNCTION ner_retriever.after_alter();

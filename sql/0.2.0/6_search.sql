@@ -1,0 +1,147 @@
+-- Searching a managed index.
+
+CREATE TYPE ner_retriever.hit AS (
+    key jsonb, mention text, start_char integer, end_char integer, similarity real, type text
+);
+COMMENT ON TYPE ner_retriever.hit IS 'The best mention of a row that ner_search found';
+
+-- $1 is the number of rows, $2 how many of the nearest mentions are looked at, $3 the least
+-- similarity, $4 says whether every mention is compared instead of asking the vector index.
+-- Each hit comes with the number of mentions that were looked at.
+CREATE FUNCTION ner_retriever.search_statement(
+    "table" regclass, types text[], filter text, "column" name, exact boolean
+)
+RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    i ner_retriever.managed_index;
+    t record;
+    cast_to text;
+    distance text;
+    target text;
+    source text;
+    names text;
+    key text;
+    same_row text;
+    nearest text;
+BEGIN
+    i := ner_retriever.find("table", "column");
+    SELECT string_agg(format('m.%I', mention_column), ', ' ORDER BY "position"),
+           string_agg(format('%L, m.%I', base_column, mention_column), ', ' ORDER BY "position"),
+           string_agg(format('b.%I %s m.%I', base_column, equality, mention_column), ' AND ')
+    INTO names, key, same_row
+    FROM ner_retriever.key_columns(i.base, i.mentions);
+    SELECT format('%I.%I', n.nspname, c.relname) INTO target
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = i.mentions;
+    source := target || ' AS m';
+    IF filter IS NOT NULL THEN
+        -- The condition sees the columns of the table alone.
+        SELECT format('(SELECT * FROM %I.%I WHERE (%s)) AS b JOIN %s ON %s',
+                      n.nspname, c.relname, filter, source, same_row)
+        INTO source
+        FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = i.base;
+    END IF;
+    cast_to := format('%s(%s)', ner_retriever.vector_type(i.storage::name), i.dims);
+    FOR t IN
+        SELECT q.name, e.fingerprint, translate(e.embedding::text, '{}', '[]') AS embedding
+        FROM (SELECT DISTINCT u.name FROM unnest(types) AS u (name) WHERE u.name IS NOT NULL) AS q
+        CROSS JOIN LATERAL ner_retriever.type_query(q.name) AS e
+    LOOP
+        IF t.fingerprint <> i.fingerprint THEN
+            RAISE EXCEPTION 'the mentions of table % are of another model than the engine''s',
+                i.base
+                USING ERRCODE = 'object_not_in_prerequisite_state',
+                      DETAIL = format('The mentions have fingerprint %s, the engine has %s.',
+                          i.fingerprint, t.fingerprint),
+                      HINT = format('Its owner can embed the table anew: SELECT ner_reindex(%L).', i.base);
+        END IF;
+        distance := format('m.embedding OPERATOR(%s.<=>) %L::%s',
+            (SELECT quote_ident(n.nspname) FROM pg_extension AS e
+             JOIN pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'vector'),
+            t.embedding, cast_to);
+        nearest := concat_ws(E'\nUNION ALL\n', nearest, format(
+            '(SELECT %s, pg_catalog.jsonb_build_object(%s) AS key, m.mention, m.start_char, m.end_char,'
+            ' %s AS distance, %L::text AS type FROM %s ORDER BY %s LIMIT $2)',
+            names, key, distance, t.name, source,
+            -- An index knows its operator, not a sum.
+            CASE WHEN exact THEN format('(%s) OPERATOR(pg_catalog.+) 0', distance) ELSE distance END));
+    END LOOP;
+    IF nearest IS NULL THEN
+        RAISE EXCEPTION 'no entity type to search for' USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Pass the name of a type, such as ''dinosaur''.';
+    END IF;
+    names := replace(names, 'm.', 'n.');
+    RETURN format(
+        'WITH n AS MATERIALIZED (%1$s), best AS (SELECT DISTINCT ON (%2$s) n.* FROM n'
+        ' ORDER BY %2$s, n.distance)'
+        ' SELECT ROW(b.key, b.mention, b.start_char, b.end_char,'
+        ' 1 OPERATOR(pg_catalog.-) b.distance, b.type)::ner_retriever.hit AS hit,'
+        ' (SELECT pg_catalog.count(*) FROM n) AS mentions'
+        ' FROM best AS b WHERE 1 OPERATOR(pg_catalog.-) b.distance OPERATOR(pg_catalog.>=) $3'
+        ' ORDER BY b.distance LIMIT $1', nearest, names);
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.search_statement(regclass, text[], text, name, boolean) IS
+'What ner_search runs: EXPLAIN it to see the plan';
+
+CREATE FUNCTION @extschema@.ner_search(
+    "table" regclass, types text[], k integer DEFAULT 10, filter text DEFAULT NULL,
+    min_similarity real DEFAULT NULL, "column" name DEFAULT NULL,
+    OUT rank integer, OUT key jsonb, OUT mention text, OUT start_char integer, OUT end_char integer,
+    OUT similarity real, OUT type text
+)
+RETURNS SETOF record
+LANGUAGE plpgsql STABLE COST 10000 ROWS 10
+-- The session's search_path stays: the condition is the caller's, and is read as the caller writes it.
+-- 200 candidates find 99 of the 100 that an exact scan would (bench/); a scan that has passed over
+-- rows of the same text or outside of the condition goes on for more.
+SET hnsw.ef_search = 200 SET hnsw.iterative_scan = 'relaxed_order'
+AS $$
+DECLARE
+    hits ner_retriever.hit[];
+    looked_at bigint;
+    nearest bigint;
+    exact boolean := false;
+BEGIN
+    IF k IS NULL OR k OPERATOR(pg_catalog.<) 1 THEN
+        RAISE EXCEPTION 'k must be at least 1' USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'It is the number of rows to find.';
+    END IF;
+    -- A text often has several mentions of a type.
+    nearest := pg_catalog.int8(k) OPERATOR(pg_catalog.*) 4;
+    LOOP
+        EXECUTE pg_catalog.format(
+            'SELECT pg_catalog.array_agg(q.hit), pg_catalog.max(q.mentions) FROM (%s) AS q',
+            ner_retriever.search_statement("table", types, filter, "column", exact))
+        INTO hits, looked_at
+        USING k, nearest, COALESCE(min_similarity, '-1');
+        -- Done with enough rows, or after every mention, or where the next is not similar enough.
+        EXIT WHEN exact OR COALESCE(pg_catalog.cardinality(hits), 0) OPERATOR(pg_catalog.>=) k;
+        EXIT WHEN looked_at OPERATOR(pg_catalog.>=) nearest AND min_similarity IS NOT NULL;
+        -- The index gives up after hnsw.max_scan_tuples.
+        exact := COALESCE(looked_at, 0) OPERATOR(pg_catalog.<) nearest;
+        nearest := nearest OPERATOR(pg_catalog.*) 4;
+    END LOOP;
+    RETURN QUERY
+        SELECT h.rank::integer, h.key, h.mention, h.start_char, h.end_char, h.similarity, h.type
+        FROM ROWS FROM (pg_catalog.unnest(hits))
+            WITH ORDINALITY AS h (key, mention, start_char, end_char, similarity, type, rank);
+END
+$$;
+COMMENT ON FUNCTION @extschema@.ner_search(regclass, text[], integer, text, real, name) IS
+'The rows of a managed index that mention an entity of any of the types best, each with its best mention';
+
+CREATE FUNCTION @extschema@.ner_search(
+    "table" regclass, type_name text, k integer DEFAULT 10, filter text DEFAULT NULL,
+    min_similarity real DEFAULT NULL, "column" name DEFAULT NULL,
+    OUT rank integer, OUT key jsonb, OUT mention text, OUT start_char integer, OUT end_char integer,
+    OUT similarity real, OUT type text
+)
+RETURNS SETOF record
+LANGUAGE sql STABLE COST 10000 ROWS 10
+AS $$
+    SELECT * FROM @extschema@.ner_search("table", ARRAY[type_name], k, filter, min_similarity, "column")
+$$;
+COMMENT ON FUNCTION @extschema@.ner_search(regclass, text, integer, text, real, name) IS
+'The rows of a managed index that mention an entity of a type best, each with its best mention';

@@ -1,0 +1,37 @@
+//! Objects that go when another one is dropped.
+
+use pgrx::pg_sys::{self, Oid};
+use pgrx::prelude::*;
+
+use super::role::is_superuser;
+use crate::errors::Error;
+
+/// `ner_retriever.depend_on(oid, oid, oid, oid, integer)`
+#[pg_extern]
+fn ner_depend_on(
+    class: Oid,
+    object: Oid,
+    referenced_class: Oid,
+    referenced: Oid,
+    referenced_column: i32,
+) -> Result<(), pg_sys::panic::ErrorReport> {
+    if !is_superuser() {
+        return Err(Error::WorkerOnly.into());
+    }
+    let address = |class, object, column| pg_sys::ObjectAddress {
+        classId: class,
+        objectId: object,
+        objectSubId: column,
+    };
+    let dependent = address(class, object, 0);
+    let on = address(referenced_class, referenced, referenced_column);
+    // SAFETY: both addresses live as long as the call.
+    unsafe {
+        pg_sys::recordDependencyOn(
+            &raw const dependent,
+            &raw const on,
+            pg_sys::DependencyType::DEPENDENCY_AUTO,
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! Acting with the rights of a table's owner.
+
+use std::ffi::c_int;
+use std::ptr;
+
+use pgrx::pg_sys::{self, Oid};
+
+/// What was before; restored when dropped, also by an error that unwinds.
+struct Before {
+    user: Oid,
+    context: c_int,
+    settings: c_int,
+}
+
+impl Drop for Before {
+    fn drop(&mut self) {
+        // SAFETY: undoes what `as_role` did, in the opposite order.
+        unsafe {
+            pg_sys::AtEOXact_GUC(false, self.settings);
+            pg_sys::SetUserIdAndSecContext(self.user, self.context);
+        }
+    }
+}
+
+/// Runs `work` with the rights of `role`, which what is run there can neither leave nor outlive: it
+/// cannot change the role, leave deferred triggers behind or keep settings (PostgreSQL's own sandbox
+/// for maintenance of users' tables; CVE-2020-25695 says what for).
+pub fn as_role<T>(role: Oid, work: impl FnOnce() -> T) -> T {
+    let restricted =
+        (pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE) as c_int;
+    let (mut user, mut context) = (Oid::INVALID, 0);
+    // SAFETY: reads and sets variables of this process; `Before` restores them.
+    let _before = unsafe {
+        pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
+        pg_sys::SetUserIdAndSecContext(role, context | restricted);
+        Before {
+            user,
+            context,
+            settings: pg_sys::NewGUCNestLevel(),
+        }
+    };
+    work()
+}
+
+/// Whether the current role is a superuser.
+pub fn is_superuser() -> bool {
+    // SAFETY: a lookup in the catalogue's cache.
+    unsafe { pg_sys::superuser() }
+}
+
+/// The owner of a relation; `None` if there is no such relation.
+pub fn owner(relation: Oid) -> Option<Oid> {
+    // SAFETY: a lookup in the catalogue's cache; the tuple is released after its field was copied.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::RELOID as c_int,
+            pg_sys::Datum::from(relation),
+        );
+        let tuple = ptr::NonNull::new(tuple)?;
+        let form: *mut pg_sys::FormData_pg_class = pg_sys::GETSTRUCT(tuple.as_ptr()).cast();
+        let owner = (*form).relowner;
+        pg_sys::ReleaseSysCache(tuple.as_ptr());
+        Some(owner)
+    }
+}

@@ -1,0 +1,135 @@
+//! Having a worker look at the queue: it is told through a socket of its own, and started if there
+//! is none to tell.
+
+use std::cell::Cell;
+
+use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::{self, Oid};
+use pgrx::prelude::*;
+use pgrx::{PgXactCallbackEvent, register_xact_callback};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sendto, socket_with,
+};
+
+use crate::errors::Error;
+
+/// Which of a database's workers a worker is.
+#[derive(Clone, Copy)]
+pub struct WorkerId {
+    pub database: Oid,
+    /// 0 is the one that is told; it starts the others when there is much to do.
+    pub number: u32,
+}
+
+impl WorkerId {
+    pub fn from_argument(argument: pg_sys::Datum) -> Self {
+        let argument = argument.value() as u64;
+        Self {
+            database: Oid::from(argument as u32),
+            number: (argument >> 32) as u32,
+        }
+    }
+
+    fn argument(self) -> pg_sys::Datum {
+        let argument = u64::from(self.number) << 32 | u64::from(self.database.to_u32());
+        pg_sys::Datum::from(argument as usize)
+    }
+
+    /// Locked as long as the worker runs.
+    pub fn lock_file(self) -> String {
+        format!(
+            "ner_retriever/queue-{}-{}.lock",
+            self.database.to_u32(),
+            self.number
+        )
+    }
+
+    /// What the database's workers are told through.
+    pub fn socket(self) -> String {
+        format!("ner_retriever/queue-{}.sock", self.database.to_u32())
+    }
+
+    /// There from the first worker's start to its end with an empty queue.
+    pub fn unfinished_file(self) -> String {
+        format!("ner_retriever/queue-{}.unfinished", self.database.to_u32())
+    }
+
+    /// Registers the worker.
+    ///
+    /// # Errors
+    /// `NoWorkerSlot`
+    pub fn start(self) -> Result<(), Error> {
+        BackgroundWorkerBuilder::new("ner_retriever queue worker")
+            .set_library("ner_retriever")
+            .set_function("ner_retriever_queue_main")
+            .set_argument(Some(self.argument()))
+            .enable_spi_access()
+            .set_start_time(BgWorkerStartTime::RecoveryFinished)
+            // Whoever has something to do starts another; one that cannot connect, because its
+            // database is gone, must not come back for ever.
+            .set_restart_time(None)
+            .load_dynamic()
+            .map(drop)
+            .map_err(|_| Error::NoWorkerSlot)
+    }
+}
+
+thread_local! {
+    static AT_COMMIT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// `ner_retriever.wake()`
+#[pg_extern]
+fn ner_wake() {
+    at_commit();
+}
+
+/// `ner_retriever.start_worker()`
+#[pg_extern]
+fn ner_start_worker() -> Result<(), ErrorReport> {
+    Ok(now()?)
+}
+
+/// Tells a worker when this transaction commits, once.
+pub fn at_commit() {
+    if AT_COMMIT.replace(true) {
+        return;
+    }
+    register_xact_callback(PgXactCallbackEvent::Abort, || AT_COMMIT.set(false));
+    register_xact_callback(PgXactCallbackEvent::Commit, || {
+        AT_COMMIT.set(false);
+        // Without a free slot the rows wait for the next change, or for ner_wait, which says why.
+        let _ = now();
+    });
+}
+
+/// Tells the worker of this database, or starts it.
+///
+/// # Errors
+/// `NoWorkerSlot`, `Unreachable`.
+pub fn now() -> Result<(), Error> {
+    // SAFETY: reads variables of this process.
+    let (database, standby) = unsafe { (pg_sys::MyDatabaseId, pg_sys::RecoveryInProgress()) };
+    if standby {
+        return Ok(());
+    }
+    let worker = WorkerId {
+        database,
+        number: 0,
+    };
+    match tell(&worker.socket()) {
+        // A full socket has not been read yet: what is in it is enough.
+        Ok(()) | Err(Errno::AGAIN) => Ok(()),
+        Err(Errno::NOENT | Errno::CONNREFUSED) => worker.start(),
+        Err(error) => Err(Error::Unreachable(error.into())),
+    }
+}
+
+fn tell(path: &str) -> rustix::io::Result<()> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+    sendto(&socket, &[0], SendFlags::NOSIGNAL, &SocketAddrUnix::new(path)?)?;
+    Ok(())
+}
