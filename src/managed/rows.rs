@@ -168,7 +168,11 @@ fn lock(
         }
     }
     let locked: Vec<(i32, bool)> = Spi::connect_mut(|client| {
-        let locked = client.update(&statements.lock, None, &[keys.to_vec().into(), texts.into()])?;
+        let locked = client.update(
+            &statements.lock,
+            None,
+            &[keys.to_vec().into(), texts.into()],
+        )?;
         locked
             .map(|row| Ok((row.get(1)?.unwrap_or(0), row.get(2)?.unwrap_or(false))))
             .collect::<Result<_, Error>>()

@@ -104,7 +104,6 @@ impl Worker {
         if self.id.number > 0 {
             return Ok(());
         }
-        fs::write(self.id.unfinished_file(), [])?;
         let path = self.id.socket();
         remove(&path)?;
         let socket = UnixDatagram::bind(path)?;
@@ -114,6 +113,11 @@ impl Worker {
     }
 
     fn run(&mut self) {
+        if self.id.number == 0
+            && let Err(error) = fs::write(self.id.unfinished_file(), [])
+        {
+            log!("ner_retriever: the queue will not be resumed after a restart: {error}");
+        }
         if !transaction(is_installed) {
             self.leave();
             return;
@@ -193,7 +197,9 @@ impl Worker {
 }
 
 /// Runs `work` in a transaction of its own, shown in pg_stat_activity.
-fn transaction<T: Send>(work: impl FnOnce() -> T + std::panic::UnwindSafe + std::panic::RefUnwindSafe) -> T {
+fn transaction<T: Send>(
+    work: impl FnOnce() -> T + std::panic::UnwindSafe + std::panic::RefUnwindSafe,
+) -> T {
     BackgroundWorker::transaction(work)
 }
 
