@@ -196,7 +196,10 @@ fn what_cannot_be_indexed_is_refused_with_what_to_do() {
     let error = failure(client.query("select ner_index('plain', 'nobody')", &[]));
     assert_eq!(
         (error.sqlstate.as_str(), error.message.as_str()),
-        ("42703", "column nobody of table public.plain does not exist")
+        (
+            "42703",
+            "column nobody of table public.plain does not exist"
+        )
     );
     run(&mut client, "drop table plain, keyless cascade");
 }

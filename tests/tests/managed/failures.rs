@@ -13,7 +13,10 @@ use crate::SERVER;
 fn a_poisoned_row_fails_alone_and_can_be_retried() {
     let server = SERVER.turn();
     let mut client = server.connect();
-    run(&mut client, "alter system set ner_retriever.max_attempts = 2");
+    run(
+        &mut client,
+        "alter system set ner_retriever.max_attempts = 2",
+    );
     run(&mut client, "select pg_reload_conf()");
     run(
         &mut client,
@@ -162,7 +165,10 @@ fn another_models_mentions_are_neither_searched_nor_mixed() {
         "SELECT ner_reindex('public.stale')",
     );
     assert!(error.message.contains(&old), "{error:?}");
-    run(&mut client, "insert into stale values (3, 'A Utahraptor was found in Utah')");
+    run(
+        &mut client,
+        "insert into stale values (3, 'A Utahraptor was found in Utah')",
+    );
     wait_until("the index pauses", PATIENCE, || {
         problem(&mut client, "stale").0 == "paused"
     });
@@ -189,7 +195,10 @@ fn another_models_mentions_are_neither_searched_nor_mixed() {
     );
     assert_ne!(new, old);
     // What held for the old table holds for the new one.
-    run(&mut client, "insert into stale values (4, 'A Deinonychus was found in Montana')");
+    run(
+        &mut client,
+        "insert into stale values (4, 'A Deinonychus was found in Montana')",
+    );
     settle(&mut client, "stale");
     run(
         &mut client,
