@@ -123,6 +123,7 @@ impl Worker {
             return;
         }
         transaction(adopt_all);
+        transaction(commit_without_waiting);
         let mut busy = Instant::now();
         while !transaction(database_is_wanted_by_others) {
             reload_if_asked();
@@ -241,6 +242,12 @@ fn adopt_all() {
     let adopted =
         Spi::run("SELECT ner_retriever.adopt(id) FROM ner_retriever.managed_index ORDER BY id");
     end_with(adopted.map_err(Error::from));
+}
+
+/// A step that a crash of the server undoes is done again: its rows are in the queue again as well. So
+/// nobody's commits have to share the disk with the worker's.
+fn commit_without_waiting() {
+    end_with(Spi::run("SET synchronous_commit = off").map_err(Error::from));
 }
 
 /// The index that was worked on and the number of rows taken from the queue.
