@@ -86,6 +86,9 @@ CREATE FUNCTION @extschema@.ner_refresh(
 )
 RETURNS bigint
 LANGUAGE plpgsql
+-- Keys are written as the triggers write them; the search_path stays the caller's, for the condition.
+SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET timezone = 'UTC'
+SET extra_float_digits = 1 SET bytea_output = 'hex'
 AS $$
 DECLARE
     statement text;

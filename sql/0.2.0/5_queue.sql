@@ -161,9 +161,11 @@ COMMENT ON FUNCTION ner_retriever.start_filling(integer) IS
 'Enqueues all rows of a table';
 
 -- The index is built when the table is full, which is faster and better than growing it.
+-- A table changes its place in a step of its own: that needs a lock on the indexed table, for which
+-- nobody shall have to queue for long.
 CREATE FUNCTION ner_retriever.finish_filling(index_id integer)
 RETURNS integer
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 AS $$
 DECLARE
     i record;
@@ -186,6 +188,7 @@ BEGIN
         PERFORM ner_retriever.execute_as(i.owner, format(
             'CREATE INDEX ON %s USING hnsw (embedding %s)', target,
             ner_retriever.vector_type((i.storage || '_cosine_ops')::name)));
+        RETURN 1;
     END IF;
     IF i.next_mentions IS NOT NULL THEN
         UPDATE ner_retriever.managed_index
