@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Adds WordNet's names of concrete things to the labelled mentions of a corpus, for the mention probe.
+"""Adds what a corpus of sentences about names lacks, for the mention probe: common nouns and bare names.
 
 usage: noun_mentions.py WORDNET_FOLDER CORPUS.jsonl.gz OUT.jsonl.gz
 
 Few-NERD labels names, and people also ask for dinosaurs, diseases and drinks, which texts mention by
 common nouns. WORDNET_FOLDER is that of type_nouns.py. Words of up to four words count as mentions if
 the most frequent sense of their noun is an animal, a plant, a food, a part of the body, a substance,
-or a kind of one of ROOTS, and if they are nothing but a noun; those within labelled mentions do not.
+or a kind of one of ROOTS, and if they are nothing but a noun; those within labelled mentions do not. Titles and keywords are often
+a name alone, so after one text in ten comes one of its mentions as a text of its own.
 """
 import collections
 import gzip
@@ -24,6 +25,8 @@ ROOTS = [
 PLURALS = [("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"),
            ("ies", "y"), ("s", "")]
 MAX_WORDS = 4
+# One text in this many is followed by a mention alone.
+BARE = 10
 
 
 def lines(folder, name):
@@ -90,7 +93,7 @@ def main(folder, corpus, out):
 
     # No time stamp, so that the same corpus gives the same file.
     with gzip.open(corpus, "rt") as documents, gzip.GzipFile(out, "wb", mtime=0) as result:
-        for line in documents:
+        for number, line in enumerate(documents):
             document = json.loads(line)
             text, labelled = document["text"], list(document["entities"])
             words = [match.span() for match in re.finditer(r"\w+(?:-\w+)*", text)]
@@ -104,7 +107,14 @@ def main(folder, corpus, out):
                         position += count - 1
                         break
                 position += 1
-            result.write((json.dumps(document, ensure_ascii=False) + "\n").encode())
+            written = [document]
+            if number % BARE == 0 and document["entities"]:
+                mentions = document["entities"]
+                start, end, kind = mentions[number // BARE % len(mentions)]
+                bare = text[start:end]
+                written.append({"text": bare, "entities": [[0, len(bare), kind]]})
+            for each in written:
+                result.write((json.dumps(each, ensure_ascii=False) + "\n").encode())
 
 
 main(*sys.argv[1:])
