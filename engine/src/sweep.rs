@@ -168,3 +168,38 @@ fn values(
 fn centred(x: &Tensor) -> candle_core::Result<Tensor> {
     normalize(&x.broadcast_sub(&x.mean(0)?)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::corpus::GoldMention;
+    use ner_retriever_protocol::Span;
+
+    #[test]
+    fn only_mentions_of_named_types_are_paired() {
+        let kinds = ["city", "other", "river", "city", "river"];
+        let mention = |kind: &&str| GoldMention {
+            span: Span { start: 0, end: 1 },
+            kind: (*kind).to_owned(),
+        };
+        let documents = [Document {
+            text: "x".to_owned(),
+            mentions: kinds.iter().map(mention).collect(),
+        }];
+        let name = |kind: &str| (kind.to_owned(), Some(kind.to_owned()));
+        let mut names = TypeNames::from([name("city"), name("river")]);
+        names.insert("other".to_owned(), None);
+        let pairs = Pairs::new(&kinds, &Queries::new(&documents, &names));
+        assert_eq!(pairs.rows, [0, 2, 3, 4]);
+        // The cities are one vector, the rivers two at a right angle, one of them the cities' own:
+        // of the same type 1 and 0, of different types 1 twice and 0 twice.
+        let (x, y) = ([1.0f32, 0.0], [0.0, 1.0]);
+        let mentions = Tensor::new(&[x, y, x, x, y], &Device::Cpu).unwrap();
+        assert_eq!(pairs.auc(&mentions).unwrap(), 0.5);
+        // Told apart by type alone.
+        let mentions = Tensor::new(&[x, x, y, x, y], &Device::Cpu).unwrap();
+        assert_eq!(pairs.auc(&mentions).unwrap(), 1.0);
+    }
+}

@@ -43,6 +43,10 @@ impl Context {
     pub fn load(options: Options) -> Result<Self> {
         let documents = corpus::read(&options.corpus)?;
         let names = corpus::read_type_names(&options.types, &options.corpus)?;
+        // Read where they are used; what is wrong with them is said before anything is computed.
+        for later in options.ambiguous.iter().chain(&options.train_corpus) {
+            corpus::read(later)?;
+        }
         let documents = corpus::sample(documents, Some(options.limit), options.seed);
         let minilm = options.minilm.as_deref().map(Minilm::load).transpose()?;
         let embedder = Embedder::load(&options.model, &options.head, Device::Cpu)?;

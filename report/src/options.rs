@@ -21,7 +21,7 @@ pub struct Options {
     #[arg(long)]
     pub types: PathBuf,
     /// HTML file to write; it is written again after each section
-    #[arg(long)]
+    #[arg(long, default_value = "report.html")]
     pub out: PathBuf,
     /// Folder that the figures are written to as well, as SVG files
     #[arg(long)]
@@ -130,7 +130,7 @@ impl Options {
             words.push(format!("--train-steps {}", self.train_steps));
             words.push(format!("--train-seeds {}", self.train_seeds));
         }
-        words.push(format!("--seed {} --out report.html", self.seed));
+        words.push(format!("--seed {}", self.seed));
         format!("make report ARGS='{}'", words.join(" "))
     }
 }

@@ -23,6 +23,10 @@ const COLORS: [RGBColor; 8] = [
 const WIDTH: u32 = 800;
 const FONT: &str = "sans-serif";
 const DOT: i32 = 4;
+/// Pixels of a row of dots, of a line of the legend, and of a character, roughly.
+const ROW: u32 = 24;
+const LEGEND_LINE: i32 = 22;
+const CHARACTER: i32 = 8;
 
 type Chart<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -51,20 +55,26 @@ pub struct Axes<'a> {
 
 /// A row of dots for each name, one for each method.
 pub fn dots(names: &[String], methods: &[Method], x_label: &str) -> Result<String> {
-    let height = 22 * names.len() as u32 + 110;
-    draw(height, |area| {
+    let labels: Vec<&str> = methods.iter().map(|method| method.name.as_str()).collect();
+    let longest = names
+        .iter()
+        .map(|name| name.chars().count())
+        .max()
+        .unwrap_or(0) as u32;
+    draw(ROW * names.len() as u32 + 70, &labels, |area| {
         let rows = names.len() as f64;
         let mut chart = ChartBuilder::on(area)
             .margin(10)
             .x_label_area_size(40)
-            .y_label_area_size(170)
-            .build_cartesian_2d(0.0..1.0, 0.0..rows + 0.5)
+            .y_label_area_size((CHARACTER as u32 * longest + 20).min(WIDTH / 2))
+            .build_cartesian_2d(-0.02..1.02, 0.0..rows)
             .map_err(failed)?;
         let mut mesh = chart.configure_mesh();
         mesh.disable_y_mesh()
             .disable_y_axis()
             .light_line_style(WHITE);
-        mesh.x_desc(x_label).x_labels(11).draw().map_err(failed)?;
+        mesh.x_desc(x_label).x_labels(11).x_label_formatter(&number);
+        mesh.draw().map_err(failed)?;
         let right = Pos::new(HPos::Right, VPos::Center);
         let style = (FONT, 14).into_font().color(&BLACK).pos(right);
         // The first name is the highest row.
@@ -72,28 +82,27 @@ pub fn dots(names: &[String], methods: &[Method], x_label: &str) -> Result<Strin
         for (row, name) in names.iter().enumerate() {
             let rule = PathElement::new([(0.0, y(row)), (1.0, y(row))], BLACK.mix(0.15));
             let label =
-                EmptyElement::at((0.0, y(row))) + Text::new(name.clone(), (-8, 0), style.clone());
+                EmptyElement::at((-0.02, y(row))) + Text::new(name.clone(), (-8, 0), style.clone());
             chart.draw_series([rule]).map_err(failed)?;
             chart.draw_series([label]).map_err(failed)?;
         }
         for (number, method) in methods.iter().enumerate() {
-            let color = color(number);
+            // A little below each other, so that equal scores do not hide each other.
+            let below = (number as f64 - (methods.len() - 1) as f64 / 2.0) * 0.16;
             let scored = method.scores.iter().enumerate();
             let points = scored.filter_map(|(row, score)| {
-                Some(Circle::new(((*score)?, y(row)), DOT, color.filled()))
+                let at = ((*score)?, y(row) - below);
+                Some(Circle::new(at, DOT, color(number).mix(0.9).filled()))
             });
-            let series = chart.draw_series(points).map_err(failed)?;
-            series
-                .label(&method.name)
-                .legend(move |at| Circle::new(at, DOT, color.filled()));
+            chart.draw_series(points).map_err(failed)?;
         }
-        legend(&mut chart, SeriesLabelPosition::LowerRight)
+        Ok(())
     })
 }
 
 /// Points, with lines through those that say so.
 pub fn lines(axes: &Axes, series: &[Series]) -> Result<String> {
-    draw(380, |area| {
+    draw(360, &labels(series), |area| {
         let mut chart = axes.chart(area)?;
         for (number, series) in series.iter().enumerate() {
             let color = color(number);
@@ -105,16 +114,13 @@ pub fn lines(axes: &Axes, series: &[Series]) -> Result<String> {
                 .points
                 .iter()
                 .map(|at| Circle::new(*at, DOT, color.filled()));
-            let drawn = chart.draw_series(points).map_err(failed)?;
-            drawn
-                .label(&series.name)
-                .legend(move |at| Circle::new(at, DOT, color.filled()));
+            chart.draw_series(points).map_err(failed)?;
         }
-        legend(&mut chart, SeriesLabelPosition::LowerRight)
+        Ok(())
     })
 }
 
-/// Small transparent points without a scale, coloured by their group.
+/// Small transparent points, coloured by their group.
 pub fn map(groups: &[Series]) -> Result<String> {
     let all = || groups.iter().flat_map(|group| &group.points);
     let axes = Axes {
@@ -123,19 +129,20 @@ pub fn map(groups: &[Series]) -> Result<String> {
         x_label: "first principal component",
         y_label: "second",
     };
-    draw(520, |area| {
+    draw(520, &labels(groups), |area| {
         let mut chart = axes.chart(area)?;
         for (number, group) in groups.iter().enumerate() {
-            let color = color(number);
-            let point = |at: &(f64, f64)| Circle::new(*at, 3, color.mix(0.6).filled());
-            let points = group.points.iter().map(point);
-            let drawn = chart.draw_series(points).map_err(failed)?;
-            drawn
-                .label(&group.name)
-                .legend(move |at| Circle::new(at, DOT, color.filled()));
+            let point = |at: &(f64, f64)| Circle::new(*at, 3, color(number).mix(0.6).filled());
+            chart
+                .draw_series(group.points.iter().map(point))
+                .map_err(failed)?;
         }
-        legend(&mut chart, SeriesLabelPosition::UpperRight)
+        Ok(())
     })
+}
+
+fn labels(series: &[Series]) -> Vec<&str> {
+    series.iter().map(|series| series.name.as_str()).collect()
 }
 
 /// The range of values with a margin around it.
@@ -160,29 +167,56 @@ impl Axes<'_> {
             .map_err(failed)?;
         let mut mesh = chart.configure_mesh();
         mesh.x_desc(self.x_label).y_desc(self.y_label);
+        mesh.x_label_formatter(&number).y_label_formatter(&number);
         mesh.light_line_style(WHITE).draw().map_err(failed)?;
         Ok(chart)
     }
 }
 
-fn draw(height: u32, drawing: impl Fn(&Area) -> Result<()>) -> Result<String> {
+/// Draws below a legend, which takes the room that it needs.
+fn draw(height: u32, labels: &[&str], drawing: impl Fn(&Area) -> Result<()>) -> Result<String> {
+    let places = legend(labels);
+    let top = places.last().map_or(0, |(_, y)| y + LEGEND_LINE);
     let mut svg = String::new();
     {
-        let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
+        let size = (WIDTH, height + top as u32);
+        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         area.fill(&WHITE).map_err(failed)?;
-        drawing(&area)?;
+        let (head, body) = area.split_vertically(top);
+        let style = (FONT, 14).into_font().color(&BLACK);
+        let style = style.pos(Pos::new(HPos::Left, VPos::Center));
+        for (number, (label, (x, y))) in labels.iter().zip(places).enumerate() {
+            let (x, y) = (x + 10, y + LEGEND_LINE / 2);
+            let dot = Circle::new((x, y), DOT, color(number).filled());
+            head.draw(&dot).map_err(failed)?;
+            let text = Text::new((*label).to_owned(), (x + 10, y), style.clone());
+            head.draw(&text).map_err(failed)?;
+        }
+        drawing(&body)?;
         area.present().map_err(failed)?;
     }
     Ok(svg)
 }
 
-fn legend(chart: &mut Chart, position: SeriesLabelPosition) -> Result<()> {
-    let mut labels = chart.configure_series_labels();
-    labels.position(position).label_font((FONT, 13));
-    labels
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK.mix(0.3));
-    labels.draw().map_err(failed)
+/// Where each label of a legend begins: side by side, in as many lines as they need.
+fn legend(labels: &[&str]) -> Vec<(i32, i32)> {
+    let (mut x, mut y) = (10, 5);
+    let mut places = Vec::with_capacity(labels.len());
+    for label in labels {
+        let width = CHARACTER * label.chars().count() as i32 + 30;
+        if x > 10 && x + width > WIDTH as i32 {
+            (x, y) = (10, y + LEGEND_LINE);
+        }
+        places.push((x, y));
+        x += width;
+    }
+    places
+}
+
+/// A label of an axis, without digits that say nothing.
+fn number(value: &f64) -> String {
+    // Adding zero makes minus zero plus zero.
+    format!("{}", (value * 1e4).round() / 1e4 + 0.0)
 }
 
 fn color(number: usize) -> RGBColor {
@@ -201,10 +235,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_legend_breaks_its_line_before_the_edge() {
+        let long = "x".repeat(60);
+        let places = legend(&[&long, "y", &long]);
+        assert_eq!(places[0], (10, 5));
+        assert_eq!(places[1].1, 5);
+        assert_eq!(places[2], (10, 5 + LEGEND_LINE));
+        assert!(legend(&[]).is_empty());
+    }
+
+    #[test]
     fn a_range_has_a_width_whatever_the_values() {
         assert_eq!(span(std::iter::empty()), 0.0..1.0);
         let one = span([0.5].into_iter());
         assert!(one.start < 0.5 && one.end > 0.5);
+        assert_eq!(number(&-0.0), "0");
+        assert_eq!(number(&0.300_000_1), "0.3");
         let two = span([0.0, 1.0].into_iter());
         assert!(two.start < 0.0 && two.end > 1.0);
     }

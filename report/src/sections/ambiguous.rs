@@ -20,7 +20,7 @@ use crate::{
     context::Context,
     options::SectionName,
     plot::{self, Method},
-    section::{Figure, Section, Table, score},
+    section::{Figure, Section, Table, mean_and_deviation, score},
 };
 
 const TITLE: &str = "Ambiguous words";
@@ -47,74 +47,28 @@ pub fn measure(context: &Context) -> Result<Section> {
         EngineError::new(ErrorKind::InvalidSetting, message)
             .hint("Its types are \"word: query\", such as \"bank: river bank\".")
     })?;
-    let names: Vec<String> = meanings
-        .iter()
-        .map(|meaning| meaning.query.clone())
-        .collect();
+    let names: Vec<String> = meanings.iter().map(|m| m.query.clone()).collect();
     let methods = [
         ("head", Some(head(context, &documents, &names)?)),
         ("MiniLM", minilm(context, &documents, &names)?),
         ("BM25", Some(keywords(&documents, &names))),
     ];
-    let methods = methods
+    let methods: Vec<(&str, Found)> = methods
         .into_iter()
         .filter_map(|(name, found)| Some((name, found?)))
-        .collect::<Vec<_>>();
-
-    let among_word: Vec<Method> = methods
-        .iter()
-        .map(|(name, found)| Method {
-            name: (*name).to_owned(),
-            scores: meanings
-                .iter()
-                .zip(found)
-                .map(|(m, found)| Some(m.score(found)))
-                .collect(),
+        .collect();
+    let among_word = scored(&methods, &meanings, |meaning, found| meaning.score(found));
+    let among_all = scored(&methods, &meanings, |meaning, found| {
+        meaning.score_among_all(&meanings, found, documents.len())
+    });
+    let labels: Vec<String> = meanings.iter().map(Meaning::label).collect();
+    let figure = |name, caption: &str, methods: &[Method]| {
+        Ok(Figure {
+            name,
+            caption: caption.to_owned(),
+            svg: plot::dots(&labels, methods, "share of the first R")?,
         })
-        .collect();
-    let among_all: Vec<Vec<f64>> = methods
-        .iter()
-        .map(|(_, found)| {
-            let scored = meanings.iter().zip(found);
-            scored
-                .map(|(meaning, found)| meaning.score_among_all(&meanings, found, documents.len()))
-                .collect()
-        })
-        .collect();
-    let labels: Vec<String> = meanings
-        .iter()
-        .map(|m| format!("{}: {}", m.word, m.query))
-        .collect();
-    let columns = methods.iter().map(|(name, _)| *name);
-    let all_columns: Vec<String> = methods
-        .iter()
-        .map(|(name, _)| format!("{name}, all texts"))
-        .collect();
-    let head = ["word: query", "texts"].into_iter().chain(columns);
-    let mut table = Table::new(head.chain(all_columns.iter().map(String::as_str)));
-    let mean = |scores: &[f64]| scores.iter().sum::<f64>() / scores.len() as f64;
-    let flat = |method: &Method| {
-        method
-            .scores
-            .iter()
-            .flatten()
-            .copied()
-            .collect::<Vec<f64>>()
     };
-    let averages = among_word.iter().map(|method| mean(&flat(method)));
-    let averages = averages.chain(among_all.iter().map(|scores| mean(scores)));
-    let first = ["average".to_owned(), documents.len().to_string()];
-    table.row(
-        first
-            .into_iter()
-            .chain(averages.map(|value| score(Some(value)))),
-    );
-    for (number, meaning) in meanings.iter().enumerate() {
-        let scores = among_word.iter().map(|method| method.scores[number]);
-        let all = among_all.iter().map(|scores| Some(scores[number]));
-        let first = [labels[number].clone(), meaning.relevant().to_string()];
-        table.row(first.into_iter().chain(scores.chain(all).map(score)));
-    }
     Ok(Section {
         id: SectionName::Ambiguous.id(),
         title: TITLE,
@@ -122,23 +76,76 @@ pub fn measure(context: &Context) -> Result<Section> {
             "{} texts, written for this, with {} meanings of ambiguous words; the word is the \
              labelled mention. Asked for a meaning with R texts, a method ranks the texts that hold \
              the word; the score is the share of the meaning's texts among the first R (by chance \
-             about a half). In the columns \"all texts\" it ranks all of them, where other texts may \
-             answer as well.",
+             about a half; a text that is not found counts as a miss). In the columns \"all texts\" it \
+             ranks all of them, where texts with other words may answer as well, such as those with \
+             a mole if the query is \"rodent\".",
             documents.len(),
             meanings.len()
         )],
-        figures: vec![Figure {
-            name: "",
-            caption: "Share of texts of the asked meaning among the first R with the word."
-                .to_owned(),
-            svg: plot::dots(&labels, &among_word, "share of the first R")?,
-        }],
-        tables: vec![table],
+        figures: vec![
+            figure("", "Among the texts with the word.", &among_word)?,
+            figure("-all", "Among all texts.", &among_all)?,
+        ],
+        tables: vec![table(&meanings, &among_word, &among_all, documents.len())],
         command: context.options.command(SectionName::Ambiguous),
     })
 }
 
+/// Each method's score for each meaning.
+fn scored(
+    methods: &[(&str, Found)],
+    meanings: &[Meaning],
+    score: impl Fn(&Meaning, &[(usize, f32)]) -> f64,
+) -> Vec<Method> {
+    let each = |found: &Found| {
+        let meanings = meanings.iter().zip(found);
+        meanings
+            .map(|(meaning, found)| Some(score(meaning, found)))
+            .collect()
+    };
+    methods
+        .iter()
+        .map(|(name, found)| Method {
+            name: (*name).to_owned(),
+            scores: each(found),
+        })
+        .collect()
+}
+
+fn table(meanings: &[Meaning], among_word: &[Method], among_all: &[Method], texts: usize) -> Table {
+    let all_names: Vec<String> = among_all
+        .iter()
+        .map(|m| format!("{}, all texts", m.name))
+        .collect();
+    let names = among_word
+        .iter()
+        .map(|method| &method.name)
+        .chain(&all_names);
+    let names = names.map(String::as_str);
+    let mut table = Table::new(["word: query", "texts"].into_iter().chain(names));
+    let methods = || among_word.iter().chain(among_all);
+    let average = |method: &Method| {
+        let scores: Vec<f64> = method.scores.iter().flatten().copied().collect();
+        score(Some(mean_and_deviation(&scores).0))
+    };
+    let first = ["average".to_owned(), texts.to_string()];
+    table.row(first.into_iter().chain(methods().map(average)));
+    for (number, meaning) in meanings.iter().enumerate() {
+        let first = [meaning.label(), meaning.relevant().to_string()];
+        table.row(
+            first
+                .into_iter()
+                .chain(methods().map(|method| score(method.scores[number]))),
+        );
+    }
+    table
+}
+
 impl Meaning {
+    fn label(&self) -> String {
+        format!("{}: {}", self.word, self.query)
+    }
+
     fn relevant(&self) -> usize {
         self.texts.values().filter(|relevant| **relevant).count()
     }

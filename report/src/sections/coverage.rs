@@ -15,30 +15,19 @@ const SHARES: [f64; 5] = [0.7, 0.8, 0.9, 0.95, 1.0];
 const DRAWS: u64 = 20;
 
 pub fn measure(context: &Context) -> Result<Section> {
-    let gold = context.gold()?;
-    let mentions = context.embeddings(gold)?;
-    let types = context.types()?;
     let mut table = Table::new(["mentions kept", "macro R-Precision", "deviation", "of all"]);
+    let all = macro_average(&context.score(context.gold()?)?);
+    let of_all = |score: f64| format!("{:.0} %", 100.0 * score / all);
     let mut means = Vec::new();
-    let all = macro_average(&context.queries.score(&gold.texts, &mentions, &types)?);
     for share in SHARES {
-        let mut scores = Vec::new();
-        for draw in 0..DRAWS {
-            let kept = thinned(gold.texts.len(), share, context.options.seed + draw);
-            let texts: Vec<usize> = kept.iter().map(|&mention| gold.texts[mention]).collect();
-            let score = context
-                .queries
-                .score(&texts, &rows(&mentions, &kept)?, &types)?;
-            scores.push(macro_average(&score));
-        }
-        let (mean, deviation) = mean_and_deviation(&scores);
+        let (mean, deviation) = mean_and_deviation(&scores(context, share)?);
         means.push((share, mean));
-        table.row([
+        let cells = [
             format!("{share}"),
             format!("{mean:.3}"),
             format!("{deviation:.3}"),
-            format!("{:.0} %", 100.0 * mean / all),
-        ]);
+        ];
+        table.row(cells.into_iter().chain([of_all(mean)]));
     }
     let mut series = vec![Series {
         name: "labelled mentions, thinned".to_owned(),
@@ -53,13 +42,8 @@ pub fn measure(context: &Context) -> Result<Section> {
             points: vec![(coverage, score)],
             line: false,
         });
-        let share = format!("{:.0} %", 100.0 * score / all);
-        table.row([
-            format!("detector, lenient coverage {coverage:.3}"),
-            format!("{score:.3}"),
-            "–".to_owned(),
-            share,
-        ]);
+        let name = format!("detector, lenient coverage {coverage:.3}");
+        table.row([name, format!("{score:.3}"), "–".to_owned(), of_all(score)]);
     }
     let points = || series.iter().flat_map(|series| &series.points);
     let axes = Axes {
@@ -74,9 +58,9 @@ pub fn measure(context: &Context) -> Result<Section> {
         explanation: vec![format!(
             "A mention that is not detected is not indexed. Here labelled mentions are left out at \
              random ({DRAWS} draws for each share; deviation: between the draws), so that the curve \
-             shows what coverage alone costs. The detector's own point lies below it by as much as \
-             wrong boundaries and mentions of other things cost, and above it by as much as it finds \
-             the mentions that matter."
+             shows what coverage alone costs. The detector's own point differs from it by what wrong \
+             boundaries and mentions of other things cost, and because what a detector misses is not \
+             random."
         )],
         figures: vec![Figure {
             name: "",
@@ -86,6 +70,21 @@ pub fn measure(context: &Context) -> Result<Section> {
         tables: vec![table],
         command: context.options.command(SectionName::Coverage),
     })
+}
+
+/// The head's macro R-Precision with a share of the labelled mentions, a draw each.
+fn scores(context: &Context, share: f64) -> Result<Vec<f64>> {
+    let gold = context.gold()?;
+    let (mentions, types) = (context.embeddings(gold)?, context.types()?);
+    let score = |draw| {
+        let kept = thinned(gold.texts.len(), share, context.options.seed + draw);
+        let texts: Vec<usize> = kept.iter().map(|&mention| gold.texts[mention]).collect();
+        let scores = context
+            .queries
+            .score(&texts, &rows(&mentions, &kept)?, &types)?;
+        Ok(macro_average(&scores))
+    };
+    (0..DRAWS).map(score).collect()
 }
 
 /// A random subset of `count` things of the size nearest to `share`, in their order.

@@ -40,42 +40,44 @@ pub fn measure(context: &Context) -> Result<Section> {
         table.row([name.clone(), format!("{full:.4}"), format!("{half:.4}")]);
     }
     let changed = points.iter().filter(|(full, half)| full != half).count();
-    let axes = Axes {
-        x: 0.0..1.0,
-        y: 0.0..1.0,
-        x_label: "R-Precision with vector (f32)",
-        y_label: "with halfvec (f16)",
-    };
-    let series = [
-        Series {
-            name: "types".to_owned(),
-            points,
-            line: false,
-        },
-        Series {
-            name: "the same".to_owned(),
-            points: vec![(0.0, 0.0), (1.0, 1.0)],
-            line: true,
-        },
-    ];
     Ok(Section {
         id: SectionName::Halfvec.id(),
         title: "halfvec against vector",
         explanation: vec![format!(
             "Mentions and queries rounded to half precision, as pgvector's halfvec stores them: half \
-             the room, and {} dimensions instead of 2,000 can be indexed. The largest change of a \
+             the room, and 4,000 dimensions instead of 2,000 can be indexed. The largest change of a \
              cosine is {change:.5}; R-Precision changes for {changed} of {} types.",
-            "4,000",
             context.queries.kinds.len()
         )],
         figures: vec![Figure {
             name: "",
             caption: "R-Precision of each type in both precisions.".to_owned(),
-            svg: plot::lines(&axes, &series)?,
+            svg: figure(points)?,
         }],
         tables: vec![table],
         command: context.options.command(SectionName::Halfvec),
     })
+}
+
+/// Each type's R-Precision in both precisions, and where they are the same.
+fn figure(points: Vec<(f64, f64)>) -> Result<String> {
+    let axes = Axes {
+        x: -0.02..1.02,
+        y: -0.02..1.02,
+        x_label: "R-Precision with vector (f32)",
+        y_label: "with halfvec (f16)",
+    };
+    let types = Series {
+        name: "types".to_owned(),
+        points,
+        line: false,
+    };
+    let same = Series {
+        name: "the same".to_owned(),
+        points: vec![(0.0, 0.0), (1.0, 1.0)],
+        line: true,
+    };
+    plot::lines(&axes, &[same, types])
 }
 
 /// Rows rounded to f16; of length 1 again, since a cosine divides by the length of what is stored.

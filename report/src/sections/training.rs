@@ -21,10 +21,10 @@ use crate::{
 
 const TITLE: &str = "Projection dimensions and hard negatives";
 const DIMS: [usize; 4] = [128, 256, 500, 768];
-const HARD_NEGATIVES: [f64; 3] = [0.0, 0.1, 0.5];
 /// The paper's, which are also the defaults of the engine's `train`.
 const PAPER_DIMS: usize = 500;
 const PAPER_HARD_NEGATIVES: f64 = 0.1;
+const OTHER_HARD_NEGATIVES: [f64; 2] = [0.0, 0.5];
 
 /// The engine's training options as its command line reads them.
 #[derive(Parser)]
@@ -70,18 +70,12 @@ pub fn measure(context: &Context) -> Result<Section> {
         names: corpus::read_type_names(&context.options.types, path)?,
         documents,
     };
-    let mut settings: Vec<(usize, f64)> = DIMS.map(|dims| (dims, PAPER_HARD_NEGATIVES)).into();
-    settings.extend(HARD_NEGATIVES.map(|share| (PAPER_DIMS, share)));
-    settings.dedup();
-    let mut trained: Vec<Trained> = Vec::new();
-    for (dims, hard_negatives) in settings {
-        if trained
-            .iter()
-            .all(|t| (t.dims, t.hard_negatives) != (dims, hard_negatives))
-        {
-            trained.push(bench.train(dims, hard_negatives)?);
-        }
-    }
+    let by_dims = DIMS.map(|dims| (dims, PAPER_HARD_NEGATIVES));
+    let by_share = OTHER_HARD_NEGATIVES.map(|share| (PAPER_DIMS, share));
+    let settings = by_dims.into_iter().chain(by_share);
+    let trained = settings
+        .map(|(dims, hard_negatives)| bench.train(dims, hard_negatives))
+        .collect::<Result<Vec<_>>>()?;
     bench.section(&trained)
 }
 
