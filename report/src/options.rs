@@ -50,7 +50,7 @@ pub struct Options {
     #[arg(long, default_value_t = 1500)]
     pub train_limit: usize,
     /// Most optimizer steps of each training
-    #[arg(long, default_value_t = 400)]
+    #[arg(long, default_value_t = 200)]
     pub train_steps: usize,
     /// Each training is repeated with this many seeds
     #[arg(long, default_value_t = 3)]

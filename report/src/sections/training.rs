@@ -85,7 +85,9 @@ impl Bench<'_> {
         for seed in 1..=self.context.options.train_seeds {
             eprintln!("training: {dims} dimensions, {hard_negatives} hard negatives, seed {seed}");
             let options = self.options(dims, hard_negatives, seed)?;
-            scores.push(self.score(&options)?);
+            let score = self.score(&options)?;
+            eprintln!("training: macro R-Precision {score:.4}");
+            scores.push(score);
         }
         Ok(Trained {
             dims,
