@@ -52,6 +52,9 @@ pub struct Options {
     /// Most optimizer steps of each training
     #[arg(long, default_value_t = 200)]
     pub train_steps: usize,
+    /// Triplets of a step
+    #[arg(long, default_value_t = 128)]
+    pub train_batch: usize,
     /// Each training is repeated with this many seeds
     #[arg(long, default_value_t = 3)]
     pub train_seeds: u64,
@@ -128,6 +131,7 @@ impl Options {
             words.push(format!("--train-corpus {corpus}"));
             words.push(format!("--train-limit {}", self.train_limit));
             words.push(format!("--train-steps {}", self.train_steps));
+            words.push(format!("--train-batch {}", self.train_batch));
             words.push(format!("--train-seeds {}", self.train_seeds));
         }
         words.push(format!("--seed {}", self.seed));

@@ -127,6 +127,7 @@ impl Bench<'_> {
         arguments.push(format!("--dims={dims}"));
         arguments.push(format!("--hard-negatives={hard_negatives}"));
         arguments.push(format!("--steps={}", given.train_steps));
+        arguments.push(format!("--batch={}", given.train_batch));
         arguments.push(format!("--seed={seed}"));
         let representations = &self.context.embedder.head().description.representations;
         for representation in representations {
@@ -218,11 +219,12 @@ impl Bench<'_> {
         Ok(format!(
             "The paper's projection (Linear, SiLU, Linear; a residual projection like the shipped \
              head's keeps the width of its input) trained with its triplet loss on {} texts of \
-             another corpus, up to {} steps; types of that corpus that are held out decide how many \
+             another corpus, up to {} steps of {} triplets; types of that corpus that are held out decide how many \
              are taken, and nothing is chosen by the scores below. They are those of the report's \
              corpus with labelled spans. For comparison, there the head has {:.3}.",
             self.documents.len(),
             context.options.train_steps,
+            context.options.train_batch,
             macro_average(&context.score(gold)?)
         ))
     }
