@@ -103,6 +103,13 @@ impl Context {
         self.queries.score(&index.texts, &mentions, &self.types()?)
     }
 
+    /// The scores of the same vectors without the head's projection.
+    pub fn score_unprojected(&self, index: &Index) -> Result<ByType> {
+        let mentions = eval::unprojected(&self.embedder, &index.values)?;
+        let types = eval::unprojected(&self.embedder, self.type_values()?)?;
+        self.queries.score(&index.texts, &mentions, &types)
+    }
+
     /// The corpus's own name of the type of each of an index's mentions; `None` where no labelled
     /// mention stands at the same place.
     pub fn kinds(&self, index: &Index) -> Vec<Option<&str>> {

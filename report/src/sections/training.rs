@@ -221,11 +221,13 @@ impl Bench<'_> {
              head's keeps the width of its input) trained with its triplet loss on {} texts of \
              another corpus, up to {} steps of {} triplets; types of that corpus that are held out decide how many \
              are taken, and nothing is chosen by the scores below. They are those of the report's \
-             corpus with labelled spans. For comparison, there the head has {:.3}.",
+             corpus with labelled spans. For comparison, there the head has {:.3}, and the same vectors \
+             without any projection have {:.3}.",
             self.documents.len(),
             context.options.train_steps,
             context.options.train_batch,
-            macro_average(&context.score(gold)?)
+            macro_average(&context.score(gold)?),
+            macro_average(&context.score_unprojected(gold)?)
         ))
     }
 }

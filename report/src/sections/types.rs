@@ -1,9 +1,6 @@
 //! R-Precision by type, beside other methods.
 
-use ner_retriever_engine::{
-    error::Result,
-    eval::{self, bm25::KeywordIndex, index::Index},
-};
+use ner_retriever_engine::{error::Result, eval::bm25::KeywordIndex};
 
 use crate::{
     context::{ByType, Context, macro_score},
@@ -25,9 +22,14 @@ pub fn measure(context: &Context) -> Result<Section> {
         ),
         (
             "V, detected spans",
-            detected.map(|index| raw(context, index)).transpose()?,
+            detected
+                .map(|index| context.score_unprojected(index))
+                .transpose()?,
         ),
-        ("V, labelled spans", Some(raw(context, context.gold()?)?)),
+        (
+            "V, labelled spans",
+            Some(context.score_unprojected(context.gold()?)?),
+        ),
         ("MiniLM", context.score_minilm()?),
         ("BM25", Some(keywords(context))),
     ];
@@ -133,12 +135,6 @@ fn explanation(context: &Context) -> Vec<String> {
         paragraphs.push("The head has no detector: there are no detected spans.".to_owned());
     }
     paragraphs
-}
-
-fn raw(context: &Context, index: &Index) -> Result<ByType> {
-    let mentions = eval::unprojected(&context.embedder, &index.values)?;
-    let types = eval::unprojected(&context.embedder, context.type_values()?)?;
-    context.queries.score(&index.texts, &mentions, &types)
 }
 
 fn keywords(context: &Context) -> ByType {
