@@ -83,7 +83,10 @@ impl Index {
         if values.is_empty() {
             return Err(EngineError::new(
                 ErrorKind::InvalidSetting,
-                "the corpus has no mention",
+                match spans {
+                    Spans::Gold => "the corpus has no labelled mention",
+                    Spans::Detected => "the head's detector finds no mention in the corpus",
+                },
             ));
         }
         Ok(Self {
