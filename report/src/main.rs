@@ -11,6 +11,7 @@ mod sections;
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
@@ -23,7 +24,7 @@ use ner_retriever_engine::{
     error::{EngineError, ErrorKind, Result},
 };
 use options::{Options, SectionName, last_part};
-use section::Section;
+use section::{Section, Table};
 
 fn main() -> ExitCode {
     match run(Options::parse()) {
@@ -112,17 +113,20 @@ fn facts(context: &Context) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The section's numbers as Markdown, for people who keep them in a document.
+/// The section's numbers as Markdown, for people who keep them in a document. They are in the page
+/// too, which a reader who stops reading here must not cost.
 fn print(section: &Section) {
-    println!(
-        "## {}\n\n{}\n",
+    let tables = section.tables.iter().map(Table::markdown);
+    let text = format!(
+        "## {}\n\n{}\n\n{}\n```sh\n{}\n```\n\n",
         section.title,
-        section.explanation.join("\n\n")
+        section.explanation.join("\n\n"),
+        tables.collect::<Vec<_>>().join("\n"),
+        section.command
     );
-    for table in &section.tables {
-        println!("{}", table.markdown());
+    if std::io::stdout().write_all(text.as_bytes()).is_err() {
+        eprintln!("nobody reads the tables on stdout any more");
     }
-    println!("```sh\n{}\n```\n", section.command);
 }
 
 fn write_figures(section: &Section, folder: &Path, context: &Context) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 const SECTIONS: [&str; 7] = [
@@ -33,11 +33,44 @@ fn files(folder: &Path) -> (PathBuf, PathBuf) {
 }
 
 fn report(arguments: &[(&str, &Path)]) -> Output {
+    command(arguments).output().unwrap()
+}
+
+fn command(arguments: &[(&str, &Path)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ner-retriever-report"));
     for (name, value) in arguments {
         command.arg(name).arg(value);
     }
-    command.output().unwrap()
+    command
+}
+
+/// As with `make report | head`.
+#[test]
+fn a_reader_who_stops_reading_does_not_cost_the_page() {
+    let Some(model) = std::env::var_os("NER_RETRIEVER_MODEL").map(PathBuf::from) else {
+        println!("skipped: needs NER_RETRIEVER_MODEL");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (corpus, types) = files(folder.path());
+    let out = folder.path().join("r.html");
+    let head = Path::new(env!("CARGO_MANIFEST_DIR")).join("../heads/smollm2-135m");
+    let mut running = command(&[
+        ("--model", &model),
+        ("--head", &head),
+        ("--corpus", &corpus),
+        ("--types", &types),
+        ("--sections", Path::new("types,halfvec")),
+        ("--out", &out),
+    ])
+    .stdout(Stdio::piped())
+    .stderr(Stdio::null())
+    .spawn()
+    .unwrap();
+    drop(running.stdout.take());
+    assert!(running.wait().unwrap().success());
+    let page = fs::read_to_string(&out).unwrap();
+    assert_eq!(page.matches("<h2 ").count(), 2);
 }
 
 #[test]
