@@ -2,7 +2,7 @@
 # Downloads, builds and the private server live in one cache folder outside this checkout:
 # NER_RETRIEVER_CACHE, else /var/cache/ner_retriever (root), else ~/.cache/ner_retriever.
 
-.PHONY: help demo test start stop restart psql engine-path eval train install uninstall build \
+.PHONY: help demo test start stop restart psql engine-path eval report minilm train install uninstall build \
 	fmt lint clean distclean
 
 help: ## list the targets
@@ -34,6 +34,12 @@ engine-path: ## build the engine if needed and print its path
 
 eval: ## score the default head; make eval ARGS='--corpus FILE --types NAMES.json --spans gold --json'
 	@scripts/engine.sh eval $(ARGS)
+
+report: ## write report.html with figures; make report ARGS='--corpus FILE --types NAMES.json'
+	@scripts/report.sh write $(ARGS)
+
+minilm: ## fetch all-MiniLM-L6-v2 (84 MB), the dense baseline of make report
+	@scripts/report.sh minilm
 
 train: ## train a head; make train ARGS=--help; a head's head.json names the command that made it
 	@scripts/engine.sh train $(ARGS)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Stops and removes all instances and the build output; downloads stay.
 # usage: clean.sh [all]
-#   all  removes the downloads, the private PostgreSQL, the model and the features of training as well
+#   all  removes the downloads, the private PostgreSQL, the models and the features of training as well
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -15,8 +15,9 @@ say "removing the build output in $CARGO_TARGET_DIR"
 rm -rf "$CARGO_TARGET_DIR" "$INSTANCES" "$CACHE/scratch"
 
 if [ "${1:-}" = all ]; then
-  say "removing downloads, private PostgreSQL, model and features in $CACHE"
+  say "removing downloads, private PostgreSQL, models and features in $CACHE"
   # By name, not the whole folder: NER_RETRIEVER_CACHE may hold something else too.
-  rm -rf "$DOWNLOADS" "$POSTGRES_HOME" "$CACHE/models" "$CACHE/features" "$CACHE/locks"
+  rm -rf "$DOWNLOADS" "$POSTGRES_HOME" "$CACHE/models" "$MINILM_FOLDER" "$CACHE/features" \
+    "$CACHE/locks"
   if [ -d "$CACHE" ]; then rmdir --ignore-fail-on-non-empty "$CACHE"; fi
 fi

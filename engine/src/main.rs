@@ -223,9 +223,12 @@ fn sweep(options: &Sweep) -> Result<(), EngineError> {
     let checkpoint = Checkpoint::open(&options.model, &Device::Cpu)?;
     let last = checkpoint.config().blocks - 1;
     let scores = sweep::sweep(&checkpoint.load(last)?, &documents, &names)?;
-    println!("block  macro R-Precision");
+    println!("block  macro R-Precision  AUC of same type");
     for (block, score) in scores.iter().enumerate() {
-        println!("{block:>5}  {score:.3}");
+        println!(
+            "{block:>5}  {:>17.3}  {:>16.3}",
+            score.r_precision, score.auc
+        );
     }
     Ok(())
 }

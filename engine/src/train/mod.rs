@@ -25,11 +25,12 @@ use crate::{
         BaseModelReference, DESCRIPTION, DetectorDescription, HeadDescription,
         ProjectionDescription,
     },
-    model::Checkpoint,
+    model::{BaseModel, Checkpoint},
     projection::ProjectionKind,
     representation::{Representation, TYPE_PLACE},
 };
 use dataset::Dataset;
+pub use projection::Trained as TrainedProjection;
 
 /// Options of `train`. The defaults are the paper's recipe where it gives one (arXiv 2509.04011,
 /// section 3.2 and the authors' `mlp.py`); what the shipped heads use instead is in their
@@ -169,7 +170,7 @@ pub enum Loss {
 
 impl TrainOptions {
     /// What represents a mention.
-    fn representations(&self) -> Vec<Representation> {
+    pub fn representations(&self) -> Vec<Representation> {
         let span_end = self.block.map(|block| Representation::SpanEnd {
             block,
             query_form: self.query_form.clone(),
@@ -279,6 +280,27 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
         }),
     };
     write(&options.out, &description, &trained, &probe)
+}
+
+/// Trains a projection alone, on features computed before: what `train` does for the projection's
+/// options, of which a caller tries several. Distillation needs a teacher and is not for this.
+///
+/// # Errors
+/// The model's errors; `InvalidSetting` for options that do not fit.
+pub fn train_projection(
+    model: &BaseModel,
+    documents: &[Document],
+    names: &TypeNames,
+    features: &Features,
+    options: &TrainOptions,
+) -> Result<TrainedProjection> {
+    if options.loss == Loss::Distillation {
+        return Err(invalid(
+            "a projection alone is trained with labels".to_owned(),
+        ));
+    }
+    let dataset = Dataset::new(model, documents, names, features, None, options)?;
+    projection::train(&dataset, options)
 }
 
 fn write(

@@ -1,0 +1,131 @@
+//! What a detector's coverage costs: labelled mentions thinned at random.
+
+use ner_retriever_engine::{error::Result, eval::ranking::macro_average};
+use rand::{SeedableRng, rngs::StdRng, seq::index};
+
+use crate::{
+    context::{Context, rows},
+    options::SectionName,
+    plot::{self, Axes, Series},
+    section::{Figure, Section, Table, mean_and_deviation},
+};
+
+const SHARES: [f64; 5] = [0.7, 0.8, 0.9, 0.95, 1.0];
+/// Random subsets for each share.
+const DRAWS: u64 = 20;
+
+pub fn measure(context: &Context) -> Result<Section> {
+    let mut table = Table::new(["mentions kept", "macro R-Precision", "deviation", "of all"]);
+    let all = macro_average(&context.score(context.gold()?)?);
+    let of_all = |score: f64| format!("{:.0} %", 100.0 * score / all);
+    let mut means = Vec::new();
+    for share in SHARES {
+        let (mean, deviation) = mean_and_deviation(&scores(context, share)?);
+        means.push((share, mean));
+        let cells = [
+            format!("{share}"),
+            format!("{mean:.3}"),
+            format!("{deviation:.3}"),
+        ];
+        table.row(cells.into_iter().chain([of_all(mean)]));
+    }
+    let mut series = vec![Series {
+        name: "labelled mentions, thinned".to_owned(),
+        points: means,
+        line: true,
+    }];
+    if let Some(detected) = context.detected()? {
+        let coverage = detected.detection.scores().coverage;
+        let score = macro_average(&context.score(detected)?);
+        series.push(Series {
+            name: "the head's detector".to_owned(),
+            points: vec![(coverage, score)],
+            line: false,
+        });
+        let name = format!("detector, lenient coverage {coverage:.3}");
+        table.row([name, format!("{score:.3}"), "–".to_owned(), of_all(score)]);
+    }
+    let points = || series.iter().flat_map(|series| &series.points);
+    let axes = Axes {
+        x: plot::span(points().map(|point| point.0)),
+        y: plot::span(points().map(|point| point.1)),
+        x_label: "share of the labelled mentions that is indexed",
+        y_label: "macro R-Precision",
+    };
+    Ok(Section {
+        id: SectionName::Coverage.id(),
+        title: "Coverage of detection",
+        explanation: vec![format!(
+            "A mention that is not detected is not indexed. Here labelled mentions are left out at \
+             random ({DRAWS} draws for each share; deviation: between the draws), so that the curve \
+             shows what coverage alone costs. The detector's own point differs from it by what wrong \
+             boundaries and mentions of other things cost, and because what a detector misses is not \
+             random."
+        )],
+        figures: vec![Figure {
+            name: "",
+            caption: "R-Precision by the share of mentions that is indexed.".to_owned(),
+            svg: plot::lines(&axes, &series)?,
+        }],
+        tables: vec![table],
+        command: context.options.command(SectionName::Coverage),
+    })
+}
+
+/// The head's macro R-Precision with a share of the labelled mentions, a draw each.
+fn scores(context: &Context, share: f64) -> Result<Vec<f64>> {
+    let gold = context.gold()?;
+    let (mentions, types) = (context.embeddings(gold)?, context.types()?);
+    let score = |draw| {
+        let kept = thinned(gold.texts.len(), share, context.options.seed + draw);
+        let texts: Vec<usize> = kept.iter().map(|&mention| gold.texts[mention]).collect();
+        let scores = context
+            .queries
+            .score(&texts, &rows(&mentions, &kept)?, &types)?;
+        Ok(macro_average(&scores))
+    };
+    (0..DRAWS).map(score).collect()
+}
+
+/// A random subset of `count` things of the size nearest to `share`, in their order.
+fn thinned(count: usize, share: f64, seed: u64) -> Vec<usize> {
+    let kept = (count as f64 * share).round() as usize;
+    let mut kept =
+        index::sample(&mut StdRng::seed_from_u64(seed), count, kept.min(count)).into_vec();
+    kept.sort_unstable();
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thinning_keeps_the_share_in_order_and_repeats() {
+        for share in SHARES {
+            let kept = thinned(1000, share, 3);
+            assert_eq!(kept.len(), (1000.0 * share) as usize);
+            assert!(kept.windows(2).all(|pair| pair[0] < pair[1]));
+            assert!(kept.iter().all(|&mention| mention < 1000));
+            assert_eq!(kept, thinned(1000, share, 3));
+        }
+        assert_ne!(thinned(1000, 0.9, 3), thinned(1000, 0.9, 4));
+        assert_eq!(thinned(3, 0.7, 1).len(), 2);
+        assert!(thinned(0, 0.7, 1).is_empty());
+    }
+
+    #[test]
+    fn every_mention_is_left_out_as_often_as_the_others() {
+        let mut times = [0; 50];
+        for seed in 0..400 {
+            for mention in thinned(50, 0.8, seed) {
+                times[mention] += 1;
+            }
+        }
+        // 320 expected, deviation 8.
+        assert!(
+            times.iter().all(|&times| (280..=360).contains(&times)),
+            "{times:?}"
+        );
+    }
+}
