@@ -26,7 +26,7 @@ sql -f load.sql
 step "2. The engine"
 sql -f engine.sql
 
-step "3. One call embeds every entity mention of every text; pgvector indexes them"
+step "3. One call, and the column stays searchable by entity type"
 sql -f embed.sql
 
 mapfile -t types < queries.txt
@@ -47,10 +47,10 @@ cat << 'END'
 
 Try it yourself: 'make psql', then any type you like, for instance
 
-    SELECT m.entity, t.body
-    FROM demo.mention AS m JOIN demo.text AS t ON t.id = m.text_id
-    ORDER BY m.embedding <=> ner_type_embedding('castle')
-    LIMIT 10;
+    SELECT s.mention, s.similarity, t.body
+    FROM ner_search('demo.text', 'castle') AS s JOIN demo.text AS t ON t.id = (s.key->>'id')::int;
+
+    INSERT INTO demo.text (body) VALUES ('They slept in the shadow of Neuschwanstein.');
 
     SELECT entity, score FROM ner_entity_embeddings('Ada Lovelace met Charles Babbage in London.');
 END

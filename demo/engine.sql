@@ -1,5 +1,4 @@
 SELECT clock_timestamp() AS started \gset
--- pgvector's HNSW index needs a column of fixed dimensions: those of the head in use.
 SELECT vector_dims(ner_type_embedding('person')) AS dimensions \gset
 SELECT format('First answer after %s s (an engine that was running already answers at once).',
               round(extract(epoch FROM clock_timestamp() - :'started'::timestamptz), 2));
@@ -7,12 +6,3 @@ SELECT format(E'Model %s, V vectors of block %s, head of %s dimensions, device %
               regexp_replace(model, '^.*/', ''), block, dimensions, device,
               round(resident_bytes / 1e6))
 FROM ner_engine_status();
-
-CREATE TABLE demo.mention (
-    text_id    int  NOT NULL REFERENCES demo.text,
-    entity     text NOT NULL,
-    start_char int  NOT NULL,
-    end_char   int  NOT NULL,
-    score      real NOT NULL,
-    embedding  vector(:dimensions) NOT NULL
-);

@@ -2,7 +2,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS ner_retriever CASCADE;
 CREATE SCHEMA IF NOT EXISTS demo;
-DROP TABLE IF EXISTS demo.hit, demo.mention, demo.query, demo.text;
+-- demo.mention is of an earlier version of this demo.
+DROP TABLE IF EXISTS demo.mention, demo.hit, demo.query, demo.text;
 
 -- subject is what the text was written about; it checks the answers and is never searched.
 CREATE TABLE demo.text (

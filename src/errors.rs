@@ -84,7 +84,9 @@ impl Error {
             Self::WorkerOnly => ERRCODE_INSUFFICIENT_PRIVILEGE,
             Self::NotATrigger => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             Self::Spi(_) => ERRCODE_INTERNAL_ERROR,
-            Self::ModelChanged | Self::ForeignModel { .. } | Self::NotManaged => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Self::ModelChanged | Self::ForeignModel { .. } | Self::NotManaged => {
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
+            }
             Self::RequestTooLarge | Self::TextTooLarge { .. } => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             Self::AnswerOutOfMemory(_) => ERRCODE_OUT_OF_MEMORY,
             Self::InvalidText => ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
@@ -128,9 +130,9 @@ impl Error {
                 Some("Pass embeddings that ner_entity_embeddings gave.")
             }
             Self::ModelChanged => Some("Call it again."),
-            Self::ForeignModel { .. } => Some(
-                "Configure the old model again, or embed the table anew with ner_reindex.",
-            ),
+            Self::ForeignModel { .. } => {
+                Some("Configure the old model again, or embed the table anew with ner_reindex.")
+            }
             Self::NotATrigger | Self::WorkerOnly => None,
             Self::NotManaged => Some(
                 "If the table was restored without the extension's tables, drop its triggers that call ner_retriever.on_change and call ner_index.",
@@ -160,6 +162,7 @@ fn engine_sqlstate(kind: ErrorKind) -> PgSqlErrorCode {
         ErrorKind::InvalidSpan | ErrorKind::InvalidSetting => ERRCODE_INVALID_PARAMETER_VALUE,
         ErrorKind::Protocol => ERRCODE_PROTOCOL_VIOLATION,
         ErrorKind::Internal => ERRCODE_INTERNAL_ERROR,
+        ErrorKind::EngineKeepsEnding => ERRCODE_CANNOT_CONNECT_NOW,
     }
 }
 

@@ -192,7 +192,12 @@ fn mentions_of_one(text: TextRequest, embed: bool) -> Result<Vec<Mention>, Error
     if nothing_to_do {
         return Ok(Vec::new());
     }
-    let (_, mut answers) = mentions(vec![text], embed, gucs::detection_threshold(), Priority::Interactive)?;
+    let (_, mut answers) = mentions(
+        vec![text],
+        embed,
+        gucs::detection_threshold(),
+        Priority::Interactive,
+    )?;
     Ok(answers.pop().unwrap_or_default())
 }
 

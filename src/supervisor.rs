@@ -19,6 +19,7 @@ use pgrx::prelude::*;
 use crate::backoff::Backoff;
 use crate::engine_process::{EngineCommand, EngineProcess};
 use crate::latch::{Interest, wait};
+use crate::managed::wake;
 use crate::paths;
 use crate::start::{Origin, open_lock};
 
@@ -92,6 +93,7 @@ impl Supervisor {
     }
 
     fn run(&mut self) {
+        wake::resume_unfinished();
         while !BackgroundWorker::sigterm_received() {
             if BackgroundWorker::sighup_received() {
                 self.reload();
@@ -198,7 +200,7 @@ impl Supervisor {
             "the engine has ended abnormally {ends} times in quick succession, last with {}",
             self.last_end
         );
-        EngineError::new(ErrorKind::Internal, message).hint(format!(
+        EngineError::new(ErrorKind::EngineKeepsEnding, message).hint(format!(
             "The server log says why. The engine may start again in {} s, or at once after pg_reload_conf().",
             left.as_secs() + 1
         ))

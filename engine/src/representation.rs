@@ -1,6 +1,6 @@
 //! Which vectors of the forward pass stand for a mention.
 
-use std::ops::Range;
+use std::{collections::HashMap, ops::Range};
 
 use candle_core::{D, Result, Tensor};
 use serde::{Deserialize, Serialize};
@@ -20,10 +20,9 @@ pub const MENTION_PLACE: &str = "{mention}";
 /// Longest suffix, tokens; of a longer one its end is used, which asks for the type.
 pub const MAX_SUFFIX: usize = 64;
 
-/// Rows that the suffixes of one pass may attend to together. Each suffix gets a copy of its text's
-/// keys and values (1.5 kB a row with the default model), of which a long list of names would
-/// otherwise need gigabytes.
-const MAX_ATTENDED: usize = 1 << 15;
+/// Tokens of the suffixes of one pass, as many as of a large batch of texts: a long list of names
+/// would otherwise need gigabytes.
+const MAX_TOKENS: usize = 4096;
 
 /// One vector of a mention; a head may put several side by side. `block` is 0-based.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -188,14 +187,16 @@ pub fn represent_with_states(
                 let wanted = Wanted {
                     values: vec![*block],
                     hidden: states.to_vec(),
+                    ends_only: true,
                     ..Wanted::default()
                 };
-                let chunks = chunks(places, number)
+                let (distinct, rows) = distinct(places, number);
+                let chunks = chunks(&distinct, number)
                     .map(|places| at_suffixes(model, &wanted, number, activations, places))
                     .collect::<Result<Vec<_>>>()?;
                 let whole = |part: usize| {
                     let chunks: Vec<&Tensor> = chunks.iter().map(|chunk| &chunk[part]).collect();
-                    Tensor::cat(&chunks, 0)
+                    select(&Tensor::cat(&chunks, 0)?, rows.iter().copied())
                 };
                 parts.push(whole(0)?);
                 kept = (1..=states.len()).map(whole).collect::<Result<_>>()?;
@@ -212,7 +213,7 @@ fn at_suffixes(
     wanted: &Wanted,
     number: usize,
     activations: &Activations,
-    places: &[Place],
+    places: &[&Place],
 ) -> Result<Vec<Tensor>> {
     let ids = places.iter().map(|place| place.suffixes[number].as_slice());
     let continuation = Continuation {
@@ -220,31 +221,36 @@ fn at_suffixes(
         prefixes: places.iter().map(|place| place.prefix.clone()).collect(),
         cache: &activations.cache,
     };
-    let ends: Vec<usize> = continuation
-        .packed
-        .lengths
-        .iter()
-        .scan(0, |row, length| {
-            *row += length;
-            Some(*row - 1)
-        })
-        .collect();
     let extended = model.llama.extend(&continuation, wanted)?;
-    extended
-        .values
-        .iter()
-        .chain(&extended.hidden)
-        .map(|rows| select(rows, ends.iter().copied()))
-        .collect()
+    Ok([extended.values, extended.hidden].concat())
 }
 
-/// Places in groups whose suffixes attend to at most [`MAX_ATTENDED`] rows together.
-fn chunks(mut places: &[Place], number: usize) -> impl Iterator<Item = &[Place]> {
+/// The places whose suffixes of this number differ, or that are in different texts, and for each
+/// place the one of them that has its vector: a name that a text repeats is asked about once.
+fn distinct(places: &[Place], number: usize) -> (Vec<&Place>, Vec<usize>) {
+    let mut distinct = Vec::new();
+    let mut seen = HashMap::new();
+    let rows = places.iter().map(|place| {
+        let same = (&place.prefix, place.suffixes[number].as_slice());
+        *seen.entry(same).or_insert_with(|| {
+            distinct.push(place);
+            distinct.len() - 1
+        })
+    });
+    let rows = rows.collect();
+    (distinct, rows)
+}
+
+/// Places in groups whose suffixes have at most [`MAX_TOKENS`] tokens together.
+fn chunks<'a, 'b>(
+    mut places: &'a [&'b Place],
+    number: usize,
+) -> impl Iterator<Item = &'a [&'b Place]> {
     std::iter::from_fn(move || {
-        let mut attended = 0;
+        let mut tokens = 0;
         let fits = places.iter().take_while(|place| {
-            attended += place.prefix.len() + place.suffixes[number].len();
-            attended <= MAX_ATTENDED
+            tokens += place.suffixes[number].len();
+            tokens <= MAX_TOKENS
         });
         let (chunk, rest) = places.split_at(fits.count().max(1).min(places.len()));
         places = rest;
@@ -255,4 +261,42 @@ fn chunks(mut places: &[Place], number: usize) -> impl Iterator<Item = &[Place]>
 fn select(values: &Tensor, rows: impl Iterator<Item = usize>) -> Result<Tensor> {
     let rows: Vec<u32> = rows.map(|row| row as u32).collect();
     values.index_select(&Tensor::new(rows, values.device())?, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(prefix: Range<usize>, suffix: &[u32]) -> Place {
+        Place {
+            end: 0,
+            prefix,
+            suffixes: vec![vec![0], suffix.to_vec()],
+        }
+    }
+
+    #[test]
+    fn a_name_that_a_text_repeats_is_asked_about_once() {
+        let places = [
+            place(0..5, &[1, 2]),
+            place(0..5, &[3]),
+            place(0..5, &[1, 2]),
+            place(5..9, &[1, 2]),
+            place(5..6, &[1, 2]),
+        ];
+        let (distinct, rows) = distinct(&places, 1);
+        assert_eq!(rows, [0, 1, 0, 2, 3]);
+        let prefixes: Vec<Range<usize>> = distinct.iter().map(|p| p.prefix.clone()).collect();
+        assert_eq!(prefixes, [0..5, 0..5, 5..9, 5..6]);
+        assert_eq!(super::distinct(&places, 0).1, [0, 0, 0, 1, 2]);
+    }
+
+    #[test]
+    fn suffixes_go_through_in_chunks_that_lose_none() {
+        let places: Vec<Place> = (0..200).map(|n| place(0..1, &vec![n; 64])).collect();
+        let places: Vec<&Place> = places.iter().collect();
+        let sizes: Vec<usize> = chunks(&places, 1).map(<[_]>::len).collect();
+        assert_eq!(sizes, [64, 64, 64, 8]);
+        assert_eq!(chunks(&[], 1).count(), 0);
+    }
 }

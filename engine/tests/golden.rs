@@ -74,7 +74,7 @@ fn check(model: &BaseModel, golden: &Golden) {
     let wanted = Wanted {
         hidden: blocks.clone(),
         values: blocks.clone(),
-        cached_blocks: 0,
+        ..Wanted::default()
     };
     let all = model.llama.forward(&packed, &wanted).unwrap();
     let mut start = 0;
@@ -153,7 +153,7 @@ fn a_qwen_3_checkpoint_matches_transformers() {
 }
 
 /// Two sequences that continue the same text, without seeing each other, and one that continues the
-/// first token of another, give what each gives in one piece.
+/// first token of another, give what each gives in one piece; also where only their ends are read.
 #[test]
 fn a_continuation_gives_what_the_whole_sequence_gives() {
     for name in ["tiny_llama3", "tiny_qwen2", "tiny_qwen3"] {
@@ -192,17 +192,33 @@ fn check_continuation(model: &BaseModel) {
         ..Wanted::default()
     };
     let together = model.llama.extend(&continuation, &wanted).unwrap();
+    let ends = Wanted {
+        hidden: vec![1, last],
+        ends_only: true,
+        ..wanted.clone()
+    };
+    let ends = model.llama.extend(&continuation, &ends).unwrap();
     let prefixes = [&texts[0][..], &texts[0][..], &texts[1][..1]];
     let mut row_after = 0;
-    for (prefix, ending) in prefixes.iter().zip(&endings) {
+    for (number, (prefix, ending)) in prefixes.iter().zip(&endings).enumerate() {
         row_after += ending.len();
         let whole = [prefix, ending.as_slice()].concat();
-        let alone = model
-            .llama
-            .forward(&Packed::new([whole.as_slice()]), &wanted)
-            .unwrap();
-        let alone = row(&alone.values[0], whole.len() - 1);
-        let together = row(&together.values[0], row_after - 1);
-        assert!(relative_distance(&together, &alone) <= 1e-4);
+        let alone = Wanted {
+            hidden: vec![1, last],
+            ..wanted.clone()
+        };
+        let packed = Packed::new([whole.as_slice()]);
+        let alone = model.llama.forward(&packed, &alone).unwrap();
+        let close = |tensor: &Tensor, at: usize, expected: &Tensor| {
+            let expected = row(expected, whole.len() - 1);
+            assert!(relative_distance(&row(tensor, at), &expected) <= 1e-4);
+        };
+        close(&together.values[0], row_after - 1, &alone.values[0]);
+        close(&ends.values[0], number, &alone.values[0]);
+        close(&ends.hidden[0], number, &alone.hidden[0]);
+        close(&ends.hidden[1], number, &alone.hidden[1]);
+    }
+    for rows in ends.values.iter().chain(&ends.hidden) {
+        assert_eq!(rows.dim(0).unwrap(), endings.len());
     }
 }

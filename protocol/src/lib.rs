@@ -138,6 +138,9 @@ pub enum ErrorKind {
     Internal,
     /// The engine's program is not there or cannot be run; only the supervisor says so.
     EngineNotFound,
+    /// The engine has ended abnormally so often that it is not started for a while; only the
+    /// supervisor says so.
+    EngineKeepsEnding,
 }
 
 /// What the engine is doing; counters count since its start.

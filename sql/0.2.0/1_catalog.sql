@@ -105,6 +105,13 @@ SELECT pg_catalog.pg_extension_config_dump('ner_retriever.failed_row', '');
 
 -- Views check their owner's rights on tables, so that the policies above do not apply in them; what
 -- a role may see is what their conditions say.
+CREATE VIEW ner_retriever.readable_index WITH (security_barrier) AS
+SELECT id, base, "column", mentions, mode, storage, dims, fingerprint
+FROM ner_retriever.managed_index
+WHERE pg_catalog.has_table_privilege(base, 'SELECT');
+COMMENT ON VIEW ner_retriever.readable_index IS
+'Managed indexes of the tables that the current role may read, without what has to be counted';
+
 CREATE VIEW ner_retriever.indexes WITH (security_barrier) AS
 SELECT
     i.id, i.base AS "table", i."column", i.mode, i.storage, i.mentions,
@@ -159,5 +166,5 @@ COMMENT ON VIEW ner_retriever.failed IS
 CREATE VIEW ner_retriever.engine AS SELECT * FROM @extschema@.ner_engine_status();
 COMMENT ON VIEW ner_retriever.engine IS 'What the engine is doing, from ner_engine_status()';
 
-GRANT SELECT ON ner_retriever.indexes, ner_retriever.queue, ner_retriever.failed,
+GRANT SELECT ON ner_retriever.readable_index, ner_retriever.indexes, ner_retriever.queue, ner_retriever.failed,
     ner_retriever.engine TO PUBLIC;

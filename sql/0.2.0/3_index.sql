@@ -9,8 +9,8 @@ DECLARE
     columns name[];
 BEGIN
     SELECT array_agg(i."column" ORDER BY i."column") INTO columns
-    FROM ner_retriever.indexes AS i
-    WHERE i."table" = find."table" AND (find."column" IS NULL OR i."column" = find."column");
+    FROM ner_retriever.readable_index AS i
+    WHERE i.base = find."table" AND (find."column" IS NULL OR i."column" = find."column");
     IF columns IS NULL THEN
         -- A table that may not be read has no row in the view; its error is that of reading it.
         IF NOT has_table_privilege("table", 'SELECT') THEN
@@ -26,11 +26,11 @@ BEGIN
             USING ERRCODE = 'ambiguous_parameter',
                   HINT = format('Name one: "column" => %L.', columns[1]);
     END IF;
-    SELECT i.id, i."table", i."column", i.mentions, i.mode, i.storage, i.dims, i.fingerprint
+    SELECT i.id, i.base, i."column", i.mentions, i.mode, i.storage, i.dims, i.fingerprint
     INTO found.id, found.base, found."column", found.mentions, found.mode, found.storage, found.dims,
          found.fingerprint
-    FROM ner_retriever.indexes AS i
-    WHERE i."table" = find."table" AND i."column" = columns[1];
+    FROM ner_retriever.readable_index AS i
+    WHERE i.base = find."table" AND i."column" = columns[1];
 END
 $$;
 COMMENT ON FUNCTION ner_retriever.find(regclass, name) IS
@@ -104,9 +104,11 @@ DECLARE
     columns text;
     names text;
     base_names text;
+    persistence text;
 BEGIN
-    SELECT format('%I.%I', n.nspname, table_name), format('%I.%I', n.nspname, c.relname)
-    INTO target, base
+    SELECT format('%I.%I', n.nspname, table_name), format('%I.%I', n.nspname, c.relname),
+           CASE c.relpersistence WHEN 'u' THEN 'UNLOGGED' ELSE '' END
+    INTO target, base, persistence
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.oid = "table";
     IF to_regclass(target) IS NOT NULL THEN
@@ -133,11 +135,11 @@ BEGIN
         LEFT JOIN pg_namespace AS s ON s.oid = o.collnamespace
     ) AS q;
     EXECUTE format(
-        'CREATE TABLE %1$s (%2$s mention text NOT NULL, start_char integer NOT NULL,'
+        'CREATE %8$s TABLE %1$s (%2$s mention text NOT NULL, start_char integer NOT NULL,'
         ' end_char integer NOT NULL, score real NOT NULL, embedding %3$s(%4$s) NOT NULL,'
         ' fingerprint text NOT NULL, PRIMARY KEY (%5$s, start_char, end_char),'
         ' FOREIGN KEY (%5$s) REFERENCES %6$s (%7$s) ON UPDATE CASCADE ON DELETE CASCADE)',
-        target, columns, ner_retriever.vector_type(storage::name), dims, names, base, base_names);
+        target, columns, ner_retriever.vector_type(storage::name), dims, names, base, base_names, persistence);
     RETURN to_regclass(target);
 END
 $$;

@@ -96,10 +96,9 @@ CREATE FUNCTION @extschema@.ner_refresh(
 )
 RETURNS bigint
 LANGUAGE plpgsql
--- The condition finds names as its caller does. Keys are written as everywhere (on_change), and with
--- them the dates in the condition.
-SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres'
-SET timezone = 'UTC' SET extra_float_digits = 1 SET bytea_output = 'hex'
+-- Keys are written as the triggers write them; the search_path stays the caller's, for the condition.
+SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET timezone = 'UTC'
+SET extra_float_digits = 1 SET bytea_output = 'hex'
 AS $$
 DECLARE
     statement text;

@@ -104,6 +104,40 @@ COMMENT ON FUNCTION ner_retriever.adopt(integer) IS
 -- Whatever the owners' triggers and conversions raise, the worker goes on with other indexes: OTHERS
 -- alone would let two kinds of error through.
 
+-- Tables are locked before rows of the catalogue and the queue, as by whoever drops or truncates them;
+-- a worker never waits for those rows. Otherwise each could wait for the other.
+CREATE FUNCTION ner_retriever.lock_tables(index_id integer)
+RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    t record;
+BEGIN
+    FOR t IN
+        SELECT b.relowner AS owner,
+               format('LOCK TABLE ONLY %I.%I IN %s MODE NOWAIT', n.nspname, c.relname, l.mode) AS statement
+        FROM ner_retriever.managed_index AS m
+        JOIN pg_class AS b ON b.oid = m.base
+        CROSS JOIN LATERAL (VALUES (m.base, 'ROW SHARE'), (m.mentions, 'ROW EXCLUSIVE'),
+                                   (m.next_mentions, 'ROW EXCLUSIVE')) AS l (relation, mode)
+        JOIN pg_class AS c ON c.oid = l.relation
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE m.id = lock_tables.index_id
+    LOOP
+        PERFORM ner_retriever.execute_as(t.owner, t.statement);
+    END LOOP;
+    RETURN true;
+EXCEPTION
+    WHEN lock_not_available OR undefined_table THEN
+        RETURN false;
+    WHEN insufficient_privilege THEN
+        -- What is wrong is told where the table is written to.
+        RETURN true;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.lock_tables(integer) IS
+'Locks the tables of an index for a step of a worker; false if someone else has them';
+
 -- One unit of work of the first index after a given one that has any: NULL if none has.
 CREATE FUNCTION ner_retriever.work(
     after_index integer, max_rows integer, OUT index_id integer, OUT rows_done integer
@@ -146,6 +180,9 @@ DECLARE
     s record;
     enqueued bigint;
 BEGIN
+    IF NOT ner_retriever.lock_tables(index_id) THEN
+        RETURN 0;
+    END IF;
     PERFORM FROM ner_retriever.managed_index AS i
     WHERE i.id = index_id AND i.state = 'new' FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
@@ -167,14 +204,19 @@ COMMENT ON FUNCTION ner_retriever.start_filling(integer) IS
 'Enqueues all rows of a table';
 
 -- The index is built when the table is full, which is faster and better than growing it.
+-- A table changes its place in a step of its own: that needs a lock on the indexed table, for which
+-- nobody shall have to queue for long.
 CREATE FUNCTION ner_retriever.finish_filling(index_id integer)
 RETURNS integer
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 AS $$
 DECLARE
     i record;
     target regclass;
 BEGIN
+    IF NOT ner_retriever.lock_tables(index_id) THEN
+        RETURN 0;
+    END IF;
     SELECT m.*, c.relowner AS owner, n.nspname, o.relname INTO i
     FROM ner_retriever.managed_index AS m
     JOIN pg_class AS c ON c.oid = m.base
@@ -192,6 +234,7 @@ BEGIN
         PERFORM ner_retriever.execute_as(i.owner, format(
             'CREATE INDEX ON %s USING hnsw (embedding %s)', target,
             ner_retriever.vector_type((i.storage || '_cosine_ops')::name)));
+        RETURN 1;
     END IF;
     IF i.next_mentions IS NOT NULL THEN
         UPDATE ner_retriever.managed_index
@@ -223,7 +266,9 @@ BEGIN ATOMIC
     UPDATE ner_retriever.managed_index AS i
     SET paused_until = clock_timestamp() + least(power(2, least(i.pauses, 10)), 30) * interval '1 second',
         pauses = least(i.pauses, 1000) + 1, last_error = message, last_error_at = clock_timestamp()
-    WHERE i.id = pause.index_id;
+    -- Whoever has it locked changes or drops the index.
+    WHERE i.id = (SELECT l.id FROM ner_retriever.managed_index AS l
+                  WHERE l.id = pause.index_id FOR NO KEY UPDATE SKIP LOCKED);
 END;
 COMMENT ON FUNCTION ner_retriever.pause(integer, text) IS
 'Leaves an index alone for a while: at first a second, at most half a minute';
@@ -237,6 +282,10 @@ AS $$
 DECLARE
     rows_claimed tid[];
 BEGIN
+    IF NOT EXISTS (SELECT FROM ner_retriever.pending AS p WHERE p.index_id = embed_batch.index_id)
+       OR NOT ner_retriever.lock_tables(index_id) THEN
+        RETURN 0;
+    END IF;
     SELECT array_agg(c.row) INTO rows_claimed
     FROM (
         SELECT p.ctid AS row FROM ner_retriever.pending AS p
@@ -279,7 +328,8 @@ BEGIN
     DELETE FROM ner_retriever.pending WHERE ctid = ANY (rows_claimed);
     UPDATE ner_retriever.managed_index AS i
     SET paused_until = NULL, pauses = 0, last_error = NULL, last_error_at = NULL
-    WHERE i.id = index_id AND i.pauses > 0;
+    WHERE i.id = (SELECT l.id FROM ner_retriever.managed_index AS l
+                  WHERE l.id = index_id AND l.pauses > 0 FOR NO KEY UPDATE SKIP LOCKED);
     RETURN cardinality(rows_claimed);
 EXCEPTION WHEN OTHERS OR query_canceled OR assert_failure THEN
     GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
@@ -341,7 +391,8 @@ COMMENT ON FUNCTION ner_retriever.fail(tid, text, text) IS
 REVOKE EXECUTE ON FUNCTION
     ner_retriever.embed_rows(integer, text[]), ner_retriever.execute_as(oid, text),
     ner_retriever.depend_on(oid, oid, oid, oid, integer), ner_retriever.work(integer, integer),
-    ner_retriever.start_filling(integer), ner_retriever.finish_filling(integer),
+    ner_retriever.lock_tables(integer), ner_retriever.start_filling(integer),
+    ner_retriever.finish_filling(integer),
     ner_retriever.pause(integer, text), ner_retriever.embed_batch(integer, integer),
     ner_retriever.embed_claimed(integer, tid[]), ner_retriever.fail(tid, text, text)
 FROM PUBLIC;

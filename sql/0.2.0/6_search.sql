@@ -7,7 +7,8 @@ COMMENT ON TYPE ner_retriever.hit IS 'The best mention of a row that ner_search 
 
 -- $1 is the number of rows, $2 how many of the nearest mentions are looked at, $3 the least
 -- similarity, $4 says whether every mention is compared instead of asking the vector index.
--- Each hit comes with the number of mentions that were looked at.
+-- Each hit comes with the number of mentions that were looked at and the distance of the farthest
+-- (of the type whose farthest is nearest).
 CREATE FUNCTION ner_retriever.search_statement(
     "table" regclass, types text[], filter text, "column" name, exact boolean
 )
@@ -54,11 +55,9 @@ BEGIN
         CROSS JOIN LATERAL ner_retriever.type_query(q.name) AS e
     LOOP
         IF t.fingerprint <> i.fingerprint THEN
-            RAISE EXCEPTION 'the mentions of table % are of another model than the engine''s',
-                i.base
+            RAISE EXCEPTION 'the mentions of table % are of model %, the engine has model %',
+                i.base, i.fingerprint, t.fingerprint
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                      DETAIL = format('The mentions have fingerprint %s, the engine has %s.',
-                          i.fingerprint, t.fingerprint),
                       HINT = format('Its owner can embed the table anew: SELECT ner_reindex(%L).', i.base);
         END IF;
         distance := format('m.embedding OPERATOR(%s.<=>) %L::%s',
@@ -81,7 +80,9 @@ BEGIN
         ' ORDER BY %2$s, n.distance)'
         ' SELECT ROW(b.key, b.mention, b.start_char, b.end_char,'
         ' 1 OPERATOR(pg_catalog.-) b.distance, b.type)::ner_retriever.hit AS hit,'
-        ' (SELECT pg_catalog.count(*) FROM n) AS mentions'
+        ' (SELECT pg_catalog.count(*) FROM n) AS mentions,'
+        ' (SELECT pg_catalog.min(f.distance) FROM (SELECT pg_catalog.max(n.distance) AS distance FROM n'
+        ' GROUP BY n.type) AS f) AS farthest'
         ' FROM best AS b WHERE 1 OPERATOR(pg_catalog.-) b.distance OPERATOR(pg_catalog.>=) $3'
         ' ORDER BY b.distance LIMIT $1', nearest, same_key);
 END
@@ -105,6 +106,7 @@ AS $$
 DECLARE
     hits ner_retriever.hit[];
     looked_at bigint;
+    farthest double precision;
     nearest bigint;
     exact boolean := false;
 BEGIN
@@ -116,15 +118,17 @@ BEGIN
     nearest := pg_catalog.int8(k) OPERATOR(pg_catalog.*) 4;
     LOOP
         EXECUTE pg_catalog.format(
-            'SELECT pg_catalog.array_agg(q.hit), pg_catalog.max(q.mentions) FROM (%s) AS q',
+            'SELECT pg_catalog.array_agg(q.hit), pg_catalog.max(q.mentions), pg_catalog.max(q.farthest)'
+            ' FROM (%s) AS q',
             ner_retriever.search_statement("table", types, filter, "column", exact))
-        INTO hits, looked_at
+        INTO hits, looked_at, farthest
         USING k, nearest, COALESCE(min_similarity, '-1');
         -- Done with enough rows, or after every mention, or where the next is not similar enough.
         EXIT WHEN exact OR COALESCE(pg_catalog.cardinality(hits), 0) OPERATOR(pg_catalog.>=) k;
-        EXIT WHEN looked_at OPERATOR(pg_catalog.>=) nearest AND min_similarity IS NOT NULL;
+        EXIT WHEN 1 OPERATOR(pg_catalog.-) farthest OPERATOR(pg_catalog.<) min_similarity;
         -- The index gives up after hnsw.max_scan_tuples.
-        exact := COALESCE(looked_at, 0) OPERATOR(pg_catalog.<) nearest;
+        exact := COALESCE(looked_at, 0) OPERATOR(pg_catalog.<)
+            (nearest OPERATOR(pg_catalog.*) pg_catalog.cardinality(types));
         nearest := nearest OPERATOR(pg_catalog.*) 4;
     END LOOP;
     RETURN QUERY

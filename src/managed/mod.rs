@@ -7,5 +7,5 @@ mod role;
 mod rows;
 mod statements;
 mod triggers;
-mod wake;
-pub mod worker;
+pub mod wake;
+mod worker;

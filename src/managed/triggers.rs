@@ -124,7 +124,9 @@ impl Change {
         };
         Spi::connect_mut(|client| {
             self.register_transition_tables();
-            let plan = known.plan(name, || Ok(client.prepare_mut(statement.as_str(), &[])?.keep()))?;
+            let plan = known.plan(name, || {
+                Ok(client.prepare_mut(statement.as_str(), &[])?.keep())
+            })?;
             client.update(&*plan, None, &[])?;
             // SAFETY: reads a variable of this process that the statement has just set.
             Ok(unsafe { pg_sys::SPI_processed })

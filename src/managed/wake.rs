@@ -2,7 +2,9 @@
 //! is none to tell.
 
 use std::cell::Cell;
+use std::fs;
 
+use ner_retriever_protocol::SOCKET_DIR;
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::pg_sys::{self, Oid};
@@ -14,6 +16,8 @@ use rustix::net::{
 };
 
 use crate::errors::Error;
+
+const UNFINISHED: &str = ".unfinished";
 
 /// Which of a database's workers a worker is.
 #[derive(Clone, Copy)]
@@ -40,7 +44,7 @@ impl WorkerId {
     /// Locked as long as the worker runs.
     pub fn lock_file(self) -> String {
         format!(
-            "ner_retriever/queue-{}-{}.lock",
+            "{SOCKET_DIR}/queue-{}-{}.lock",
             self.database.to_u32(),
             self.number
         )
@@ -48,12 +52,21 @@ impl WorkerId {
 
     /// What the database's workers are told through.
     pub fn socket(self) -> String {
-        format!("ner_retriever/queue-{}.sock", self.database.to_u32())
+        format!("{SOCKET_DIR}/queue-{}.sock", self.database.to_u32())
     }
 
     /// There from the first worker's start to its end with an empty queue.
     pub fn unfinished_file(self) -> String {
-        format!("ner_retriever/queue-{}.unfinished", self.database.to_u32())
+        format!("{SOCKET_DIR}/queue-{}{UNFINISHED}", self.database.to_u32())
+    }
+
+    /// The database that such a file is of.
+    fn of_unfinished_file(name: &str) -> Option<Self> {
+        let database = name.strip_prefix("queue-")?.strip_suffix(UNFINISHED)?;
+        Some(Self {
+            database: Oid::from(database.parse::<u32>().ok()?),
+            number: 0,
+        })
     }
 
     /// Registers the worker.
@@ -105,6 +118,27 @@ pub fn at_commit() {
     });
 }
 
+/// Starts the workers whose queues were not empty when the server ended. For the supervisor, which
+/// is there before any session.
+pub fn resume_unfinished() {
+    let Ok(files) = fs::read_dir(SOCKET_DIR) else {
+        return;
+    };
+    for file in files.flatten() {
+        let worker = file
+            .file_name()
+            .to_str()
+            .and_then(WorkerId::of_unfinished_file);
+        if let Some(worker) = worker {
+            // A worker that cannot connect leaves it removed: the database may be gone.
+            let _ = fs::remove_file(file.path());
+            if let Err(error) = worker.start() {
+                log!("ner_retriever: {error}");
+            }
+        }
+    }
+}
+
 /// Tells the worker of this database, or starts it.
 ///
 /// # Errors
@@ -130,6 +164,11 @@ pub fn now() -> Result<(), Error> {
 fn tell(path: &str) -> rustix::io::Result<()> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-    sendto(&socket, &[0], SendFlags::NOSIGNAL, &SocketAddrUnix::new(path)?)?;
+    sendto(
+        &socket,
+        &[0],
+        SendFlags::NOSIGNAL,
+        &SocketAddrUnix::new(path)?,
+    )?;
     Ok(())
 }

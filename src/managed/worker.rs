@@ -105,7 +105,6 @@ impl Worker {
         if self.id.number > 0 {
             return Ok(());
         }
-        fs::write(self.id.unfinished_file(), [])?;
         let path = self.id.socket();
         remove(&path)?;
         let socket = UnixDatagram::bind(path)?;
@@ -115,11 +114,17 @@ impl Worker {
     }
 
     fn run(&mut self) {
+        if self.id.number == 0
+            && let Err(error) = fs::write(self.id.unfinished_file(), [])
+        {
+            log!("ner_retriever: the queue will not be resumed after a restart: {error}");
+        }
         if !transaction(is_installed) {
             self.leave();
             return;
         }
         transaction(adopt_all);
+        transaction(commit_without_waiting);
         let mut busy = Instant::now();
         while !transaction(has_to_leave) {
             reload_if_asked();
@@ -284,6 +289,12 @@ fn adopt_all() {
     let adopted =
         Spi::run("SELECT ner_retriever.adopt(id) FROM ner_retriever.managed_index ORDER BY id");
     end_with(adopted.map_err(Error::from));
+}
+
+/// A step that a crash of the server undoes is done again: its rows are in the queue again as well. So
+/// nobody's commits have to share the disk with the worker's.
+fn commit_without_waiting() {
+    end_with(Spi::run("SET synchronous_commit = off").map_err(Error::from));
 }
 
 /// The index that was worked on and the number of rows taken from the queue.

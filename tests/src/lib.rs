@@ -2,6 +2,7 @@
 //!
 //! The tests need an installed extension and `scripts/server.sh`; `make test` gives them both.
 
+pub mod managed;
 pub mod processes;
 pub mod server;
 pub mod session;

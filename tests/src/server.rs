@@ -72,6 +72,15 @@ impl Server {
         self.connect_as(&self.user, &self.database)
     }
 
+    /// A session of the superuser, if the server takes one now.
+    pub fn try_connect(&self) -> Result<Client, postgres::Error> {
+        let mut config = self.config();
+        config
+            .user(&self.user)
+            .dbname(&self.database)
+            .connect(NoTls)
+    }
+
     pub fn connect_as(&self, user: &str, database: &str) -> Client {
         self.config()
             .user(user)

@@ -233,7 +233,7 @@ fn an_engine_that_is_killed_again_and_again_is_reported() {
     wait_until_gone(&[third]);
     let error = failure(type_embedding(&mut bystander, "river"));
     error.expect(
-        "XX000",
+        "57P03",
         "the engine has ended abnormally 3 times",
         "pg_reload_conf()",
     );
@@ -329,7 +329,7 @@ fn an_engine_that_is_not_there_is_reported() {
     // A program that is no engine: it ends at once, whatever it is asked.
     server.configure(&[(program, Some("/bin/true"))]);
     let error = failure(type_embedding(&mut client, "city"));
-    error.expect("XX000", "ended abnormally 3 times", "server log");
+    error.expect("57P03", "ended abnormally 3 times", "server log");
     server.configure(&[(program, None)]);
     type_embedding(&mut client, "city").unwrap();
 }

@@ -1,14 +1,17 @@
 //! From the residual stream to Q, K and V: what the families of models differ in.
 
 use candle_core::{D, Result, Tensor};
-use candle_nn::{ops, rotary_emb::rope_thd};
 
-use super::{config::LlamaConfig, weights::Weights};
-use crate::error;
+use super::{
+    config::LlamaConfig,
+    fused::{rms_norm, rotate},
+    weights::Weights,
+};
+use crate::error::{self, compute};
 
 /// A product with a matrix, and the bias that some families add.
 struct Linear {
-    /// `[out, in]`.
+    /// `[in, out]`, see [`by_input`].
     weight: Tensor,
     /// `[out]`.
     bias: Option<Tensor>,
@@ -18,7 +21,7 @@ struct Linear {
 pub struct AttentionInputs {
     norm: Tensor,
     /// Q, K and V side by side, so that one product reads the activations once:
-    /// `[(heads + 2 * kv_heads) * head_dim, hidden_size]`.
+    /// `[hidden_size, (heads + 2 * kv_heads) * head_dim]`.
     qkv: Linear,
     /// The norms of each head of Q and of K, `[head_dim]` each.
     head_norms: Option<(Tensor, Tensor)>,
@@ -27,7 +30,7 @@ pub struct AttentionInputs {
 /// What is read of the last block: its norm and V projection.
 pub struct Values {
     norm: Tensor,
-    /// `[kv_dim, hidden_size]`.
+    /// `[hidden_size, kv_dim]`.
     v: Linear,
 }
 
@@ -77,23 +80,38 @@ impl AttentionInputs {
         sin: &Tensor,
     ) -> Result<Qkv> {
         let tokens = x.dim(0)?;
-        let (q_dim, kv_dim) = (config.heads * config.head_dim, config.kv_dim());
+        let (heads, kv_heads, head_dim) = (config.heads, config.kv_heads, config.head_dim);
+        let (q_dim, kv_dim) = (heads * head_dim, config.kv_dim());
         let qkv = self.qkv.forward(&norm(config, x, &self.norm)?)?;
-        let heads = |from: usize, count: usize| {
-            qkv.narrow(D::Minus1, from, count * config.head_dim)?
+        let part = |from: usize, count: usize| {
+            qkv.narrow(D::Minus1, from, count * head_dim)?
                 .contiguous()?
-                .reshape((1, tokens, count, config.head_dim))
+                .reshape((tokens, count, head_dim))
         };
-        let (mut q, mut k) = (heads(0, config.heads)?, heads(q_dim, config.kv_heads)?);
-        if let Some((q_norm, k_norm)) = &self.head_norms {
-            q = norm(config, &q, q_norm)?;
-            k = norm(config, &k, k_norm)?;
-        }
+        let rotated = |from: usize, count: usize, head_norm: Option<&Tensor>| match head_norm {
+            None => rotate(&qkv, from, count, cos, sin),
+            Some(weight) => {
+                let part = norm(config, &part(from, count)?, weight)?;
+                rotate(&part.flatten_from(1)?, 0, count, cos, sin)
+            }
+        };
+        let norms = self.head_norms.as_ref();
         Ok(Qkv {
-            q: rope_thd(&q, cos, sin)?.squeeze(0)?,
-            k: rope_thd(&k, cos, sin)?.squeeze(0)?,
-            v: heads(q_dim + kv_dim, config.kv_heads)?.squeeze(0)?,
+            q: rotated(0, heads, norms.map(|(q, _)| q))?,
+            k: rotated(q_dim, kv_heads, norms.map(|(_, k)| k))?,
+            v: part(q_dim + kv_dim, kv_heads)?,
         })
+    }
+
+    /// V alone, as [`Values::forward`] gives it.
+    pub fn values(&self, config: &LlamaConfig, x: &Tensor) -> Result<Tensor> {
+        let (kv_dim, all) = (config.kv_dim(), self.qkv.weight.dim(1)?);
+        let last = |of: &Tensor| of.narrow(D::Minus1, all - kv_dim, kv_dim)?.contiguous();
+        let v = Linear {
+            weight: last(&self.qkv.weight)?,
+            bias: self.qkv.bias.as_ref().map(last).transpose()?,
+        };
+        v.forward(&norm(config, x, &self.norm)?)
     }
 }
 
@@ -127,7 +145,7 @@ impl Linear {
         let matrix = |part: &str, width| weights.block(block, part, &[width, config.hidden_size]);
         let bias = |part: &str, width| weights.bias(block, part, &[width]);
         Ok(Self {
-            weight: stack(&matrix)?,
+            weight: by_input(&stack(&matrix)?)?,
             bias: if config.attention.qkv_bias {
                 Some(stack(&bias)?)
             } else {
@@ -137,7 +155,7 @@ impl Linear {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let product = linear(x, &self.weight)?;
+        let product = x.matmul(&self.weight)?;
         match &self.bias {
             Some(bias) => product.broadcast_add(bias),
             None => Ok(product),
@@ -145,12 +163,13 @@ impl Linear {
     }
 }
 
-/// `x` `[tokens, in]` times the transpose of `weight` `[out, in]`.
-pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    x.matmul(&weight.t()?)
+/// A checkpoint's matrix `[out, in]` as `[in, out]`: gemm then reads the weights where they lie
+/// instead of repacking all of them in every product, which took a tenth of a pass.
+pub fn by_input(weight: &Tensor) -> error::Result<Tensor> {
+    weight.t().and_then(|t| t.contiguous()).map_err(compute)
 }
 
 /// The last dimension of `x` at a root mean square of 1, times `weight`.
 pub fn norm(config: &LlamaConfig, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    ops::rms_norm(x, weight, config.rms_norm_eps as f32)
+    rms_norm(x, weight, config.rms_norm_eps as f32)
 }

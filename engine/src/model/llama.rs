@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
-use candle_core::{D, Device, Result, Tensor};
-use candle_nn::{attention::flash_attn_varlen_cpu, ops};
+use candle_core::{Device, Result, Tensor};
 
 use super::{
-    attention::{AttentionInputs, Qkv, Values, linear, norm},
+    attention::{AttentionInputs, Qkv, Values, by_input, norm},
     config::LlamaConfig,
+    fused::swiglu,
+    packed_attention::{KeyValues, Queries, Sequence, attention},
     rope::Rope,
     weights::Weights,
 };
@@ -27,10 +28,12 @@ pub struct Llama {
 /// A block that the residual stream passes through.
 struct Block {
     inputs: AttentionInputs,
+    /// `[heads * head_dim, hidden_size]`.
     output: Tensor,
     mlp_norm: Tensor,
-    /// Gate and up side by side, `[2 * intermediate_size, hidden_size]`.
+    /// Gate and up side by side, `[hidden_size, 2 * intermediate_size]`.
     gate_up: Tensor,
+    /// `[intermediate_size, hidden_size]`.
     down: Tensor,
 }
 
@@ -66,9 +69,13 @@ pub struct Wanted {
     pub values: Vec<usize>,
     /// Number of blocks, from the first, whose keys and values later sequences attend to.
     pub cached_blocks: usize,
+    /// Whether `hidden` and `values` are read at the last token of each sequence only, so that the
+    /// other tokens need not go through the last block that is passed.
+    pub ends_only: bool,
 }
 
-/// What one forward pass gives.
+/// What one forward pass gives; with [`Wanted::ends_only`], `hidden` and `values` have a row for each
+/// sequence.
 pub struct Activations {
     /// For each block of [`Wanted::hidden`]: `[tokens, hidden_size]`.
     pub hidden: Vec<Tensor>,
@@ -102,13 +109,13 @@ impl Llama {
             let tensor = |name: &str, shape: &[usize]| weights.block(index, name, shape);
             Ok(Block {
                 inputs: AttentionInputs::load(weights, index)?,
-                output: tensor("self_attn.o_proj", &[hidden, q])?,
+                output: by_input(&tensor("self_attn.o_proj", &[hidden, q])?)?,
                 mlp_norm: tensor("post_attention_layernorm", &[hidden])?,
-                gate_up: weights.cat(&[
+                gate_up: by_input(&weights.cat(&[
                     tensor("mlp.gate_proj", &[inner, hidden])?,
                     tensor("mlp.up_proj", &[inner, hidden])?,
-                ])?,
-                down: tensor("mlp.down_proj", &[hidden, inner])?,
+                ])?)?,
+                down: by_input(&tensor("mlp.down_proj", &[hidden, inner])?)?,
             })
         };
         let rope = Rope::new(&config, context, weights.device()).map_err(compute)?;
@@ -157,13 +164,24 @@ impl Llama {
         let mut cache = Vec::with_capacity(wanted.cached_blocks);
         let read = wanted.hidden.iter().chain(&wanted.values).copied().max();
         let end = read.max(wanted.cached_blocks.checked_sub(1)).unwrap_or(0);
+        // Rows that are read: once only the ends are passed on, all that there are.
+        let read = |rows: &Tensor| {
+            if wanted.ends_only && rows.dim(0)? > batch.sequences.len() {
+                rows.index_select(&batch.ends, 0)
+            } else {
+                Ok(rows.clone())
+            }
+        };
         for index in 0..=end {
-            keep(&mut hidden, &wanted.hidden, index, &x);
+            keep(&mut hidden, &wanted.hidden, index, || read(&x))?;
             let cached = index < wanted.cached_blocks;
             if index == end && !cached && !wanted.values.contains(&index) {
                 break;
             }
             let v = match (self.blocks.get(index), &self.values) {
+                (Some(block), _) if index == end && !cached => {
+                    block.inputs.values(&self.config, &x)?
+                }
                 (None, Some(values)) if index == self.blocks.len() && !cached => {
                     values.forward(&self.config, &x)?
                 }
@@ -172,7 +190,11 @@ impl Llama {
                     let (cos, sin) = (&batch.cos, &batch.sin);
                     let qkv = block.inputs.forward(&self.config, &x, cos, sin)?;
                     if index < end {
-                        self.block(block, &mut x, &qkv, index, batch)?;
+                        // What follows the last block that is passed reads the ends alone.
+                        let ends =
+                            wanted.ends_only && index + 1 == end && end >= wanted.cached_blocks;
+                        let ends = ends.then_some(&batch.ends);
+                        x = self.block(block, &x, &qkv, index, batch, ends)?;
                     }
                     let v = qkv.v.flatten_from(1)?;
                     if cached {
@@ -181,7 +203,7 @@ impl Llama {
                     v
                 }
             };
-            keep(&mut values, &wanted.values, index, &v);
+            keep(&mut values, &wanted.values, index, || read(&v))?;
         }
         let all = |slots: Vec<Option<Tensor>>| slots.into_iter().flatten().collect();
         Ok(Activations {
@@ -191,135 +213,109 @@ impl Llama {
         })
     }
 
-    /// Passes the residual stream `x` `[tokens, hidden_size]` through a block.
+    /// Passes the residual stream `x` `[tokens, hidden_size]` through a block; if only the rows
+    /// `ends` of it are read afterwards, gives those.
     fn block(
         &self,
         block: &Block,
-        x: &mut Tensor,
+        x: &Tensor,
         qkv: &Qkv,
         index: usize,
         batch: &Batch,
-    ) -> Result<()> {
-        let Qkv { q, k, v } = qkv;
-        let attended = match &batch.past {
-            None => self.attention(q, k, v, batch)?,
-            Some(past) => {
-                let (keys, values) = past.extend(index, k, v)?;
-                self.attention(q, &keys, &values, batch)?
+        ends: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let (x, q, queries) = match ends {
+            None => (x.clone(), qkv.q.clone(), Queries::All),
+            Some(rows) => {
+                let rows = |of: &Tensor| of.index_select(rows, 0);
+                (rows(x)?, rows(&qkv.q)?, Queries::Last)
             }
         };
-        let attended = attended.flatten_from(1)?;
-        let after_attention = (&*x + linear(&attended, &block.output)?)?;
+        let own = KeyValues {
+            keys: &qkv.k,
+            values: &qkv.v,
+        };
+        let past = batch.past(index)?;
+        let attended = attention(&q, own, past, &batch.sequences, queries)?.flatten_from(1)?;
+        let after_attention = (x + attended.matmul(&block.output)?)?;
         let normed = norm(&self.config, &after_attention, &block.mlp_norm)?;
-        let gate_up = linear(&normed, &block.gate_up)?;
-        let inner = self.config.intermediate_size;
-        let gate = gate_up.narrow(D::Minus1, 0, inner)?;
-        let up = gate_up.narrow(D::Minus1, inner, inner)?;
-        let inner = (ops::silu(&gate.contiguous()?)? * up)?;
-        *x = (after_attention + linear(&inner, &block.down)?)?;
-        Ok(())
-    }
-
-    /// Causal attention within each sequence: `[tokens, heads, head_dim]`.
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, batch: &Batch) -> Result<Tensor> {
-        let scale = 1.0 / (self.config.head_dim as f32).sqrt();
-        flash_attn_varlen_cpu(
-            q,
-            k,
-            v,
-            None,
-            &batch.lengths,
-            &batch.key_lengths,
-            batch.longest,
-            batch.longest,
-            scale,
-            true,
-            None,
-            None,
-        )
+        let inner = swiglu(normed.matmul(&block.gate_up)?)?;
+        after_attention + inner.matmul(&block.down)?
     }
 }
 
-/// Keeps a block's tensor in the places that ask for that block.
-fn keep(slots: &mut [Option<Tensor>], wanted: &[usize], index: usize, tensor: &Tensor) {
+/// Keeps what `read` gives of a block in the places that ask for that block.
+fn keep(
+    slots: &mut [Option<Tensor>],
+    wanted: &[usize],
+    index: usize,
+    read: impl Fn() -> Result<Tensor>,
+) -> Result<()> {
     for (slot, _) in slots.iter_mut().zip(wanted).filter(|(_, at)| **at == index) {
-        *slot = Some(tensor.clone());
+        *slot = Some(read()?);
     }
+    Ok(())
 }
 
 /// The parts of a packed batch that every block uses.
 struct Batch<'a> {
-    /// Tokens of each sequence, `[sequences]` u32.
-    lengths: Tensor,
-    /// Tokens that each sequence may attend to, `[sequences]` u32.
-    key_lengths: Tensor,
-    /// The most of them.
-    longest: usize,
+    sequences: Vec<Sequence>,
+    /// Row of each sequence's last token, `[sequences]` u32.
+    ends: Tensor,
     /// `[tokens, head_dim / 2]`.
     cos: Tensor,
     /// `[tokens, head_dim / 2]`.
     sin: Tensor,
-    past: Option<Past<'a>>,
-}
-
-/// What the sequences of a batch continue.
-struct Past<'a> {
-    cache: &'a [(Tensor, Tensor)],
-    /// For each sequence the rows it attends to: first those of the cache, then its own, which
-    /// count on from the cache's end.
-    rows: Tensor,
-}
-
-impl Past<'_> {
-    /// Keys and values of a block that the batch's sequences attend to, side by side.
-    fn extend(&self, block: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-        let Some((past_k, past_v)) = self.cache.get(block) else {
-            candle_core::bail!("block {block} was not cached");
-        };
-        let rows =
-            |past: &Tensor, new: &Tensor| Tensor::cat(&[past, new], 0)?.index_select(&self.rows, 0);
-        Ok((rows(past_k, k)?, rows(past_v, v)?))
-    }
+    /// Cache of the pass that the sequences continue.
+    cache: Option<&'a [(Tensor, Tensor)]>,
 }
 
 impl<'a> Batch<'a> {
     fn new(packed: &Packed, rope: &Rope, device: &Device) -> Result<Self> {
-        Self::at(packed, &vec![0; packed.lengths.len()], rope, device)
+        let prefixes = vec![0..0; packed.lengths.len()];
+        Self::at(packed, &prefixes, None, rope, device)
     }
 
     fn continuing(of: &Continuation<'a>, rope: &Rope, device: &Device) -> Result<Self> {
-        let starts: Vec<usize> = of.prefixes.iter().map(Range::len).collect();
-        let mut batch = Self::at(&of.packed, &starts, rope, device)?;
-        let mut own = of.cache.first().map_or(Ok(0), |(k, _)| k.dim(0))?;
-        let mut rows: Vec<u32> = Vec::new();
-        for (prefix, length) in of.prefixes.iter().zip(&of.packed.lengths) {
-            rows.extend(prefix.clone().map(|row| row as u32));
-            rows.extend((own..own + length).map(|row| row as u32));
-            own += length;
-        }
-        batch.past = Some(Past {
-            cache: of.cache,
-            rows: Tensor::new(rows, device)?,
-        });
-        Ok(batch)
+        Self::at(&of.packed, &of.prefixes, Some(of.cache), rope, device)
     }
 
-    /// Sequences whose first positions are `starts`.
-    fn at(packed: &Packed, starts: &[usize], rope: &Rope, device: &Device) -> Result<Self> {
-        let sequences = || packed.lengths.iter().zip(starts);
-        let positions: Vec<u32> = sequences()
-            .flat_map(|(&length, &start)| start as u32..(start + length) as u32)
-            .collect();
+    /// Sequences that continue these rows of an earlier pass.
+    fn at(
+        packed: &Packed,
+        prefixes: &[Range<usize>],
+        cache: Option<&'a [(Tensor, Tensor)]>,
+        rope: &Rope,
+        device: &Device,
+    ) -> Result<Self> {
+        let mut sequences = Vec::with_capacity(prefixes.len());
+        let (mut positions, mut ends) = (Vec::new(), Vec::new());
+        let mut row = 0;
+        for (prefix, &length) in prefixes.iter().zip(&packed.lengths) {
+            let (prefix, own) = (prefix.clone(), row..row + length);
+            row += length;
+            positions.extend((prefix.len()..prefix.len() + length).map(|at| at as u32));
+            ends.push(row.saturating_sub(1) as u32);
+            sequences.push(Sequence { prefix, own });
+        }
         let (cos, sin) = rope.rows(&Tensor::new(positions, device)?)?;
-        let key_lengths: Vec<u32> = sequences().map(|(n, start)| (n + start) as u32).collect();
-        let lengths: Vec<u32> = packed.lengths.iter().map(|&n| n as u32).collect();
         Ok(Self {
-            lengths: Tensor::new(lengths, device)?,
-            longest: key_lengths.iter().copied().max().unwrap_or(0) as usize,
-            key_lengths: Tensor::new(key_lengths, device)?,
+            sequences,
+            ends: Tensor::new(ends, device)?,
             cos,
             sin,
-            past: None,
+            cache,
         })
+    }
+
+    /// Keys and values of a block that the sequences continue.
+    fn past(&self, block: usize) -> Result<Option<KeyValues<'a>>> {
+        let Some(cache) = self.cache else {
+            return Ok(None);
+        };
+        let Some((keys, values)) = cache.get(block) else {
+            candle_core::bail!("block {block} was not cached");
+        };
+        Ok(Some(KeyValues { keys, values }))
     }
 }

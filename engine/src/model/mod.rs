@@ -2,9 +2,11 @@
 
 pub mod attention;
 pub mod config;
+pub mod fused;
 pub mod gguf;
 pub mod identity;
 pub mod llama;
+pub mod packed_attention;
 pub mod readout;
 pub mod rope;
 pub mod safetensors;

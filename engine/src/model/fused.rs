@@ -1,0 +1,308 @@
+//! The parts of a block between its matrix products, on the CPU. Candle runs them as several passes
+//! over tensors that do not fit the caches, some on one thread only, and compiled for the registers
+//! that every CPU has. Here each is one pass over rows, on all threads, compiled for the widths of
+//! registers that there are; [`pulp`] chooses at run time. Other devices run candle's operations.
+
+use candle_core::{CpuStorage, D, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use candle_nn::{ops, rotary_emb::rope_thd};
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Numbers that one task works on: enough to outweigh what starting it costs.
+const TASK: usize = 1 << 14;
+/// A sum is kept in as many parts, so that it needs no order: they fill one or more registers.
+const LANES: usize = 16;
+
+/// What fills, or changes, one row of numbers.
+trait RowOp: Sync {
+    fn row(&self, index: usize, row: &mut [f32]);
+}
+
+/// Rows for one thread.
+struct Rows<'a, O> {
+    op: &'a O,
+    /// Number of the first.
+    first: usize,
+    rows: &'a mut [f32],
+    width: usize,
+}
+
+impl<O: RowOp> WithSimd for Rows<'_, O> {
+    type Output = ();
+
+    // This and all it calls is inlined, so that it is compiled for the caller's registers.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (index, row) in self.rows.chunks_exact_mut(self.width).enumerate() {
+            self.op.row(self.first + index, row);
+        }
+    }
+}
+
+fn each_row(rows: &mut [f32], width: usize, op: &impl RowOp) {
+    let width = width.max(1);
+    let several = (TASK / width).max(1);
+    let tasks = rows.par_chunks_mut(several * width).enumerate();
+    tasks.for_each(|(task, rows)| {
+        Arch::new().dispatch(Rows {
+            op,
+            first: task * several,
+            rows,
+            width,
+        });
+    });
+}
+
+/// The numbers of a contiguous f32 tensor in the CPU's memory.
+///
+/// # Errors
+/// If it is another tensor.
+pub fn numbers<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(storage), Some((from, to))) => Ok(&storage.as_slice()?[from..to]),
+        _ => bail!("expected a contiguous tensor in the CPU's memory"),
+    }
+}
+
+/// The last dimension of `x` at a root mean square of 1, times `weight`.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return ops::rms_norm(x, weight, eps);
+    }
+    let (x_storage, x_layout) = x.storage_and_layout();
+    let (weight_storage, weight_layout) = weight.storage_and_layout();
+    let op = RmsNorm {
+        input: numbers(&x_storage, x_layout)?,
+        weight: numbers(&weight_storage, weight_layout)?,
+        eps,
+    };
+    if x.dim(D::Minus1)? != op.weight.len() {
+        bail!("a norm of {} for {:?}", op.weight.len(), x.shape());
+    }
+    let mut output = vec![0.0; op.input.len()];
+    each_row(&mut output, op.weight.len(), &op);
+    Tensor::from_vec(output, x.shape(), x.device())
+}
+
+struct RmsNorm<'a> {
+    input: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+}
+
+impl RowOp for RmsNorm<'_> {
+    #[inline(always)]
+    fn row(&self, index: usize, row: &mut [f32]) {
+        let width = self.weight.len();
+        let input = &self.input[index * width..][..width];
+        let mut sums = [0.0; LANES];
+        let (whole, rest) = input.as_chunks::<LANES>();
+        for part in whole {
+            for lane in 0..LANES {
+                sums[lane] += part[lane] * part[lane];
+            }
+        }
+        let rest: f32 = rest.iter().map(|x| x * x).sum();
+        let mean = (sums.iter().sum::<f32>() + rest) / width as f32;
+        let factor = 1.0 / (mean + self.eps).sqrt();
+        for ((output, x), weight) in row.iter_mut().zip(input).zip(self.weight) {
+            *output = x * factor * weight;
+        }
+    }
+}
+
+/// Some heads of `x` `[tokens, width]`, which begin at column `from`, rotated by `cos` and `sin`
+/// `[tokens, head_dim / 2]`: `[tokens, heads, head_dim]`.
+pub fn rotate(x: &Tensor, from: usize, heads: usize, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let ((tokens, width), (rows, half)) = (x.dims2()?, cos.dims2()?);
+    let columns = heads * 2 * half;
+    if rows != tokens || sin.dims() != cos.dims() || from + columns > width {
+        bail!("cannot rotate {heads} heads of {:?}", x.shape());
+    }
+    let shape = (tokens, heads, 2 * half);
+    if !x.device().is_cpu() {
+        let part = x.narrow(D::Minus1, from, columns)?.contiguous()?;
+        let part = part.reshape((1, tokens, heads, 2 * half))?;
+        return rope_thd(&part, cos, sin)?.squeeze(0);
+    }
+    let (x_storage, x_layout) = x.storage_and_layout();
+    let (cos_storage, cos_layout) = cos.storage_and_layout();
+    let (sin_storage, sin_layout) = sin.storage_and_layout();
+    let op = Rotate {
+        input: numbers(&x_storage, x_layout)?,
+        width,
+        from,
+        cos: numbers(&cos_storage, cos_layout)?,
+        sin: numbers(&sin_storage, sin_layout)?,
+        half,
+    };
+    let mut output = vec![0.0; tokens * columns];
+    each_row(&mut output, columns, &op);
+    Tensor::from_vec(output, shape, x.device())
+}
+
+struct Rotate<'a> {
+    input: &'a [f32],
+    width: usize,
+    from: usize,
+    cos: &'a [f32],
+    sin: &'a [f32],
+    half: usize,
+}
+
+impl RowOp for Rotate<'_> {
+    #[inline(always)]
+    fn row(&self, index: usize, row: &mut [f32]) {
+        let half = self.half;
+        let input = &self.input[index * self.width + self.from..][..row.len()];
+        let cos = &self.cos[index * half..][..half];
+        let sin = &self.sin[index * half..][..half];
+        let heads = row.chunks_exact_mut(2 * half);
+        for (output, input) in heads.zip(input.chunks_exact(2 * half)) {
+            let (output_a, output_b) = output.split_at_mut(half);
+            let (a, b) = input.split_at(half);
+            for i in 0..half {
+                output_a[i] = a[i] * cos[i] - b[i] * sin[i];
+                output_b[i] = a[i] * sin[i] + b[i] * cos[i];
+            }
+        }
+    }
+}
+
+/// The MLP's gate and up, side by side in `gate_up` `[tokens, 2 * inner]`, joined:
+/// `[tokens, inner]`, the values in memory of `gate_up`, which is not to be used afterwards.
+pub fn swiglu(gate_up: Tensor) -> Result<Tensor> {
+    let inner = gate_up.dim(D::Minus1)? / 2;
+    let gate = gate_up.narrow(D::Minus1, 0, inner)?;
+    if gate_up.device().is_cpu() {
+        gate_up.inplace_op1(&SwiGlu { inner })?;
+        return Ok(gate);
+    }
+    let up = gate_up.narrow(D::Minus1, inner, inner)?;
+    ops::silu(&gate.contiguous()?)? * up
+}
+
+/// In place: a tensor of its own would be as large as half of a block's weights.
+struct SwiGlu {
+    inner: usize,
+}
+
+impl InplaceOp1 for SwiGlu {
+    fn name(&self) -> &'static str {
+        "swiglu"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        match (storage, layout.contiguous_offsets()) {
+            (CpuStorage::F32(numbers), Some((from, to))) => {
+                each_row(&mut numbers[from..to], 2 * self.inner, self);
+                Ok(())
+            }
+            _ => bail!("expected contiguous f32"),
+        }
+    }
+}
+
+impl RowOp for SwiGlu {
+    #[inline(always)]
+    fn row(&self, _: usize, row: &mut [f32]) {
+        let (gate, up) = row.split_at_mut(self.inner);
+        for (gate, up) in gate.iter_mut().zip(up) {
+            *gate = *gate / (1.0 + exp(-*gate)) * *up;
+        }
+    }
+}
+
+/// e to the power of `x`, exact to the last place of an f32 as the C library's is, but without a call:
+/// a loop over many runs in wide registers. Beyond the range of f32 it stays at the range's end.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    /// Added to a number of less than 2^22, it leaves the nearest integer in the lowest bits.
+    const ROUND: f32 = 12_582_912.0;
+    // The logarithm of 2 in two parts, of which the first has few bits: its multiples are exact.
+    const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let rest = x - n * LN_2.0 - n * LN_2.1;
+    // Cephes' expf: a minimax polynomial on [-ln(2) / 2, ln(2) / 2].
+    let mut sum = 1.987_569_1e-4;
+    for factor in [
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        0.5,
+    ] {
+        sum = sum * rest + factor;
+    }
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    (sum * rest * rest + rest + 1.0) * power
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    fn random(shape: &[usize]) -> Tensor {
+        Tensor::randn(0f32, 3.0, shape, &Device::Cpu).unwrap()
+    }
+
+    /// The largest distance of two tensors' numbers.
+    fn distance(a: &Tensor, b: &Tensor) -> f32 {
+        assert_eq!(a.dims(), b.dims());
+        let difference = (a - b).unwrap().abs().unwrap();
+        let largest = difference.flatten_all().unwrap().max(0).unwrap();
+        largest.to_dtype(DType::F32).unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn exp_is_exact_to_the_last_place() {
+        let errors = (-870_000..880_000).map(|i| {
+            let x = i as f32 * 1e-4;
+            (f64::from(exp(x)) / f64::from(x).exp() - 1.0).abs()
+        });
+        let worst = errors.fold(0.0, f64::max);
+        assert!(worst < f64::from(f32::EPSILON), "{worst}");
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(f32::NEG_INFINITY) < 1e-37);
+        assert!(exp(f32::INFINITY).is_finite());
+    }
+
+    #[test]
+    fn the_norm_is_candles() {
+        for shape in [&[3, 576][..], &[100, 33], &[1, 5], &[2, 3, 16]] {
+            let (x, weight) = (random(shape), random(&shape[shape.len() - 1..]));
+            let expected = ops::rms_norm(&x, &weight, 1e-5).unwrap();
+            assert!(distance(&rms_norm(&x, &weight, 1e-5).unwrap(), &expected) < 1e-5);
+        }
+        assert!(rms_norm(&random(&[2, 4]), &random(&[3]), 1e-5).is_err());
+    }
+
+    #[test]
+    fn rotated_heads_are_candles() {
+        for (tokens, heads, dim) in [(40, 3, 64), (1, 1, 2), (7, 2, 6)] {
+            let x = random(&[tokens, 5 + heads * dim]);
+            let (cos, sin) = (random(&[tokens, dim / 2]), random(&[tokens, dim / 2]));
+            let part = x.narrow(1, 2, heads * dim).unwrap().contiguous().unwrap();
+            let part = part.reshape((1, tokens, heads, dim)).unwrap();
+            let expected = rope_thd(&part, &cos, &sin).unwrap().squeeze(0).unwrap();
+            let rotated = rotate(&x, 2, heads, &cos, &sin).unwrap();
+            assert!(distance(&rotated, &expected) < 1e-5);
+            assert!(rotate(&x, 6, heads, &cos, &sin).is_err());
+        }
+    }
+
+    #[test]
+    fn swiglu_is_candles() {
+        for (tokens, inner) in [(40, 1536), (1, 1), (9, 37)] {
+            let gate_up = random(&[tokens, 2 * inner]);
+            let gate = gate_up.narrow(1, 0, inner).unwrap().contiguous().unwrap();
+            let up = gate_up.narrow(1, inner, inner).unwrap();
+            let expected = (ops::silu(&gate).unwrap() * up).unwrap();
+            assert!(distance(&swiglu(gate_up).unwrap(), &expected) < 1e-5);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! `ner_search`
+
+use ner_retriever_tests::managed::{rows, run, settle, value};
+
+use crate::SERVER;
+
+const LIBRARY: &str = "create table library (shelf int, number int, title text, body text, year int,
+                                             primary key (shelf, number));
+    insert into library values
+        (1, 1, 'a', 'Velociraptor and Triceratops, Stegosaurus and Iguanodon share a museum in Brussels.', 1990),
+        (1, 2, 'b', 'Tyrannosaurus rex was found in Montana.', 2005),
+        (2, 1, 'c', 'The Danube meets the Inn at Passau.', 1990),
+        (2, 2, 'd', 'Lake Constance lies between Germany and Switzerland.', 2005),
+        (3, 1, 'e', 'Angela Merkel met Emmanuel Macron in Berlin.', 2010),
+        (3, 2, 'f', null, 2010);
+    select ner_index('library', 'body')";
+
+#[test]
+fn the_best_rows_each_with_its_best_mention() {
+    let server = SERVER.turn();
+    let mut client = server.connect();
+    run(&mut client, LIBRARY);
+    settle(&mut client, "library");
+    let found = "select rank, key->>'shelf' || '/' || (key->>'number'), mention, type
+                 from ner_search('library', $$dinosaur$$, 2)";
+    let found = rows(&mut client, found);
+    assert_eq!(found.len(), 2);
+    assert!(found.iter().any(|row| row.contains("1/1")), "{found:?}");
+    assert!(
+        found
+            .iter()
+            .any(|row| row.contains("1/2,\"Tyrannosaurus rex\",dinosaur")),
+        "{found:?}"
+    );
+    // Offsets count the text's characters.
+    let cut = "select bool_and(substr(l.body, s.start_char + 1, s.end_char - s.start_char) = s.mention)
+               from ner_search('library', 'city', 5) as s
+               join library as l on l.shelf = (s.key->>'shelf')::int and l.number = (s.key->>'number')::int";
+    assert!(value::<bool>(&mut client, cut));
+    // Several types: a row is as good as the better of them.
+    let water = "select key->>'number', type from ner_search('library', array['river', 'lake'], 2) order by 1";
+    assert_eq!(rows(&mut client, water), ["(1,river)", "(2,lake)"]);
+    // All rows, in order of similarity, without duplicates.
+    let all = "select count(*) = 5 and count(distinct key) = 5 and bool_and(similarity <= before)
+               from (select *, coalesce(lag(similarity) over (order by rank), 1) as before
+                     from ner_search('library', 'politician', 100)) as q";
+    assert!(value::<bool>(&mut client, all));
+    let above =
+        "select count(*) from ner_search('library', 'dinosaur', 100, min_similarity => 0.4)";
+    assert_eq!(value::<i64>(&mut client, above), 2);
+    run(&mut client, "drop table library");
+}
+
+#[test]
+fn a_condition_on_the_table() {
+    let server = SERVER.turn();
+    let mut client = server.connect();
+    run(&mut client, LIBRARY);
+    settle(&mut client, "library");
+    let old = "select key->>'number' from ner_search('library', 'dinosaur', 1, filter => 'year > 2000 and shelf = 1')";
+    assert_eq!(rows(&mut client, old), ["(2)"]);
+    let none = "select count(*) from ner_search('library', 'dinosaur', 10, filter => 'false')";
+    assert_eq!(value::<i64>(&mut client, none), 0);
+    // The condition may use what the session's search_path has.
+    run(
+        &mut client,
+        "create schema tools; create function tools.recent(int) returns bool language sql as 'select $1 > 2000'",
+    );
+    run(&mut client, "set search_path = public, tools");
+    let own =
+        "select count(*) from ner_search('library', 'dinosaur', 10, filter => 'recent(year)')";
+    assert_eq!(value::<i64>(&mut client, own), 3);
+    run(
+        &mut client,
+        "reset search_path; drop schema tools cascade; drop table library",
+    );
+}
+
+#[test]
+fn large_tables_are_searched_through_the_index_until_there_are_enough_rows() {
+    let server = SERVER.turn();
+    let mut client = server.connect();
+    run(
+        &mut client,
+        "create table large (id int primary key, body text, part int);
+         insert into large values (0, 'Iguanodon', 0);
+         select ner_index('large', 'body', mode => 'manual')",
+    );
+    settle(&mut client, "large");
+    // Mentions as the engine makes them are too slow to make here; these are around the first.
+    run(
+        &mut client,
+        "select setseed(0.5);
+         insert into large select n, 'x', n % 100 from generate_series(1, 4000) n;
+         insert into large_body_mentions
+         select n, 'x', m, m + 1, 1,
+                (select array_agg(case when i > 8 then v else v + random() - 0.5 end order by i)::vector(384)::halfvec(384)
+                 from unnest(s.v) with ordinality as u (v, i) where n + m > 0), fingerprint
+         from (select embedding::vector::real[] as v, fingerprint from large_body_mentions) as s,
+              generate_series(1, 4000) n, generate_series(0, 1) m where m = 0 or n <= 200;
+         analyze large_body_mentions",
+    );
+    let statement = |filter: &str| {
+        format!(
+            "select ner_retriever.search_statement('large', array['dinosaur'], {filter}, null, false)"
+        )
+    };
+    let mut plan = |filter: &str| -> String {
+        let sql: String = value(&mut client, &statement(filter));
+        let sql = sql
+            .replace("$1", "10")
+            .replace("$2", "40")
+            .replace("$3", "-1");
+        rows_of_plan(&mut client, &sql)
+    };
+    let index = "Index Scan using large_body_mentions_embedding_idx";
+    assert!(plan("null").contains(index));
+    assert!(plan("'part < 50'").contains(index));
+
+    let agrees = |filter: &str| {
+        format!(
+            "with exact as (
+                 select id from large_body_mentions join large using (id) where {filter}
+                 group by id order by min((embedding <=> ner_type_embedding('dinosaur')::halfvec) + 0) limit 50)
+             select count(*) from ner_search('large', 'dinosaur', 50, filter => '{filter}')
+             where (key->>'id')::int in (select id from exact)"
+        )
+    };
+    for filter in ["true", "part < 50", "part = 7"] {
+        let found = value::<i64>(&mut client, &agrees(filter));
+        let there = if filter == "part = 7" { 40 } else { 50 };
+        assert!(found >= there - 1, "{filter}: {found} of {there}");
+    }
+    run(&mut client, "drop table large");
+}
+
+fn rows_of_plan(client: &mut postgres::Client, sql: &str) -> String {
+    let rows = client
+        .query(&format!("explain (costs off) {sql}"), &[])
+        .unwrap();
+    rows.iter()
+        .map(|row| row.get::<_, String>(0) + "\n")
+        .collect()
+}
