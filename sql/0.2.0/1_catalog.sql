@@ -95,6 +95,8 @@ GRANT SELECT, INSERT (base, "column", mentions, mode, storage, dims, fingerprint
     ON ner_retriever.managed_index TO PUBLIC;
 GRANT SELECT, INSERT (index_id, backfill, key), DELETE ON ner_retriever.pending TO PUBLIC;
 GRANT SELECT, DELETE ON ner_retriever.failed_row TO PUBLIC;
+-- For pg_dump --enable-row-security by the owner of a database: it needs nothing of a sequence but this.
+GRANT SELECT ON SEQUENCE ner_retriever.managed_index_id_seq, ner_retriever.pending_id_seq TO PUBLIC;
 
 -- A dump restores them; the mention tables are ordinary tables of their owners.
 SELECT pg_catalog.pg_extension_config_dump('ner_retriever.managed_index', '');
