@@ -87,8 +87,16 @@ CREATE POLICY owner ON ner_retriever.pending
     USING (index_id IN (SELECT id FROM ner_retriever.managed_index));
 CREATE POLICY owner ON ner_retriever.failed_row
     USING (index_id IN (SELECT id FROM ner_retriever.managed_index));
-GRANT SELECT, INSERT, UPDATE, DELETE
-    ON ner_retriever.managed_index, ner_retriever.pending, ner_retriever.failed_row TO PUBLIC;
+-- What the functions below write with the rights of an owner, and no more: a forged number, counter
+-- or name of one's own index would be everybody's trouble in the worker and the event triggers.
+GRANT SELECT, INSERT (base, "column", mentions, mode, storage, dims, fingerprint),
+    UPDATE (state, next_mentions, next_fingerprint, next_dims, paused_until, pauses, last_error,
+        last_error_at)
+    ON ner_retriever.managed_index TO PUBLIC;
+GRANT SELECT, INSERT (index_id, backfill, key), DELETE ON ner_retriever.pending TO PUBLIC;
+GRANT SELECT, DELETE ON ner_retriever.failed_row TO PUBLIC;
+-- For pg_dump --enable-row-security by the owner of a database: it needs nothing of a sequence but this.
+GRANT SELECT ON SEQUENCE ner_retriever.managed_index_id_seq, ner_retriever.pending_id_seq TO PUBLIC;
 
 -- A dump restores them; the mention tables are ordinary tables of their owners.
 SELECT pg_catalog.pg_extension_config_dump('ner_retriever.managed_index', '');

@@ -15,18 +15,21 @@ COMMENT ON FUNCTION ner_retriever.vector_type(name) IS
 CREATE FUNCTION ner_retriever.key_columns(
     base oid, mentions oid,
     OUT "position" integer, OUT base_column name, OUT mention_column name,
-    OUT type text, OUT equality text
+    OUT type text, OUT equality text, OUT builtin boolean
 )
 RETURNS SETOF record
 LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT u.n::integer, b.attname, m.attname, format_type(b.atttypid, b.atttypmod),
-           format('OPERATOR(%I.%s)', s.nspname, o.oprname)
+           format('OPERATOR(%I.%s)', s.nspname, o.oprname),
+           -- Of PostgreSQL's own types or a domain over one; others are made by users.
+           coalesce(nullif(t.typbasetype, 0), t.oid) < 16384::oid
     FROM pg_constraint AS c
     CROSS JOIN LATERAL unnest(c.confkey, c.conkey, c.conpfeqop)
         WITH ORDINALITY AS u (base_number, mention_number, operator, n)
     JOIN pg_attribute AS b ON b.attrelid = c.confrelid AND b.attnum = u.base_number
     JOIN pg_attribute AS m ON m.attrelid = c.conrelid AND m.attnum = u.mention_number
+    JOIN pg_type AS t ON t.oid = b.atttypid
     JOIN pg_operator AS o ON o.oid = u.operator
     JOIN pg_namespace AS s ON s.oid = o.oprnamespace
     WHERE c.contype = 'f' AND c.conparentid = 0
@@ -35,6 +38,69 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION ner_retriever.key_columns(oid, oid) IS
 'How the key of an indexed table is called there and among its mentions';
+
+-- The owner may do with the table of the mentions as with any other. Whoever searches runs no more of
+-- the owner's than whoever reads a table: a column of another type would bring its conversions.
+CREATE FUNCTION ner_retriever.check_mentions(base oid, mentions oid, storage text)
+RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    converted regtype;
+BEGIN
+    SELECT p.castsource INTO converted
+    FROM ner_retriever.key_columns(check_mentions.base, check_mentions.mentions) AS k
+    JOIN pg_attribute AS b ON b.attrelid = check_mentions.base AND b.attname = k.base_column
+    JOIN pg_cast AS p ON p.castsource = b.atttypid
+    WHERE NOT k.builtin AND p.castcontext = 'i' AND p.castfunc <> 0 LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'type % of the key has an implicit conversion', converted
+            USING ERRCODE = 'feature_not_supported',
+                  HINT = 'Comparing keys could call it: make it a cast AS ASSIGNMENT, or use another key.';
+    END IF;
+    IF EXISTS (SELECT FROM pg_class AS c WHERE c.oid = check_mentions.mentions AND c.relkind = 'r')
+       AND NOT EXISTS (
+           SELECT FROM (VALUES ('mention', 'text'), ('start_char', 'int4'), ('end_char', 'int4'),
+                               ('embedding', ner_retriever.vector_type(storage::name))) AS v (name, type)
+           LEFT JOIN pg_attribute AS a ON a.attrelid = check_mentions.mentions
+               AND a.attname = v.name AND NOT a.attisdropped
+           WHERE a.atttypid IS DISTINCT FROM to_regtype(v.type)::oid)
+       AND NOT EXISTS (
+           SELECT FROM ner_retriever.key_columns(check_mentions.base, check_mentions.mentions) AS k
+           JOIN pg_attribute AS b ON b.attrelid = check_mentions.base AND b.attname = k.base_column
+           JOIN pg_attribute AS m ON m.attrelid = check_mentions.mentions AND m.attname = k.mention_column
+           WHERE b.atttypid <> m.atttypid)
+    THEN
+        RETURN;
+    END IF;
+    RAISE EXCEPTION 'table % is not as ner_index made it', mentions::regclass
+        USING ERRCODE = 'object_not_in_prerequisite_state',
+              HINT = format('Its owner can make it anew: SELECT ner_drop_index(%L), and ner_index again.',
+                  base::regclass);
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.check_mentions(oid, oid, text) IS
+'An error unless a table of mentions has the columns that it was made with';
+
+-- Policies would hide rows from their own table's owner, and the rows would never be indexed.
+CREATE FUNCTION ner_retriever.check_row_security("table" regclass)
+RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM pg_class AS c JOIN pg_roles AS r ON r.oid = c.relowner
+        WHERE c.oid = "table" AND c.relrowsecurity AND c.relforcerowsecurity
+          AND NOT r.rolsuper AND NOT r.rolbypassrls)
+    THEN
+        RAISE EXCEPTION 'row-level security of table % is forced on its owner', "table"
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = format('The owner has to read all rows to index them: ALTER TABLE %s NO FORCE ROW LEVEL SECURITY.', "table");
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.check_row_security(regclass) IS
+'An error if policies hide rows of a table from its owner';
 
 -- $1 of the statements holds the keys of all rows one after the other.
 CREATE FUNCTION ner_retriever.key_part(row_number text, "position" integer, width bigint)
@@ -71,7 +137,10 @@ BEGIN
     SELECT count(*) INTO width FROM ner_retriever.key_columns(i.base, i.mentions);
     SELECT
         array_agg(base_column::text ORDER BY "position") AS names,
-        string_agg(format('r.%I::text', base_column), ', ' ORDER BY "position") AS texts,
+        -- Not a cast, which may be a function of whoever made the type: ner_refresh runs this as its
+        -- caller, who may be a superuser.
+        string_agg(format('pg_catalog.format(''%%s'', r.%I)', base_column), ', ' ORDER BY "position")
+            AS texts,
         string_agg(
             format('b.%I %s ((%s)::%s)', base_column, equality,
                    ner_retriever.key_part('n.i', "position", width), type),
@@ -131,16 +200,26 @@ DECLARE
     width bigint;
 BEGIN
     FOR t IN
-        SELECT m.base, m.storage, g.*, format('%I.%I', n.nspname, c.relname) AS table_name
+        SELECT m.base, m.storage, g.*, format('%I.%I', n.nspname, c.relname) AS table_name,
+               c.relowner AS owner, b.relowner AS base_owner
         FROM ner_retriever.managed_index AS m
         CROSS JOIN LATERAL (
             VALUES (m.mentions, m.fingerprint, m.dims),
                    (m.next_mentions, m.next_fingerprint, m.next_dims)
         ) AS g (mentions, fingerprint, dims)
+        JOIN pg_class AS b ON b.oid = m.base
         JOIN pg_class AS c ON c.oid = g.mentions
         JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE m.id = index_id
     LOOP
+        -- Its triggers run with the rights of the table's owner: they must be of nobody else.
+        IF t.owner <> t.base_owner THEN
+            RAISE EXCEPTION 'table % does not belong to the owner of table %',
+                t.mentions::regclass, t.base
+                USING ERRCODE = 'object_not_in_prerequisite_state',
+                      HINT = format('Look at its triggers, then: ALTER TABLE %s OWNER TO %I.',
+                          t.mentions::regclass, pg_get_userbyid(t.base_owner));
+        END IF;
         SELECT count(*) INTO width FROM ner_retriever.key_columns(t.base, t.mentions);
         SELECT
             string_agg(format('%I', mention_column), ', ' ORDER BY "position") AS names,

@@ -70,6 +70,7 @@ BEGIN
                   END;
     END IF;
     PERFORM ner_retriever.check_owner("table");
+    PERFORM ner_retriever.check_row_security("table");
     IF c.relpersistence = 't' THEN
         RAISE EXCEPTION 'table % is temporary', "table"
             USING ERRCODE = 'wrong_object_type',

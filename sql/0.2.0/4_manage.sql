@@ -10,6 +10,7 @@ AS $$
 DECLARE
     engine record;
     mentions regclass;
+    nullable name;
     table_name text;
     index_id integer;
 BEGIN
@@ -51,7 +52,16 @@ BEGIN
         -- 11 characters of at most 4 bytes leave room for what makes the name unique.
         table_name := left(table_name, 11) || '_' || left(md5(table_name), 8) || '_mentions';
     END IF;
+    SELECT min(a.attname) INTO nullable
+    FROM pg_attribute AS a WHERE a.attrelid = "table" AND a.attname = ANY (key) AND NOT a.attnotnull;
+    IF nullable IS NOT NULL THEN
+        RAISE EXCEPTION 'column % of the key may be NULL', quote_ident(nullable)
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = format('Rows without a key cannot be found again: ALTER TABLE %s ALTER COLUMN %I SET NOT NULL.',
+                      "table", nullable);
+    END IF;
     mentions := ner_retriever.create_mentions("table", table_name::name, key, storage, engine.dims);
+    PERFORM ner_retriever.check_mentions("table", mentions, storage);
     INSERT INTO ner_retriever.managed_index (base, "column", mentions, mode, storage, dims, fingerprint)
     VALUES ("table", "column", mentions, mode, storage, engine.dims, engine.fingerprint)
     RETURNING id INTO index_id;
@@ -113,6 +123,7 @@ DECLARE
 BEGIN
     i := ner_retriever.find("table", "column");
     PERFORM ner_retriever.check_owner("table");
+    PERFORM ner_retriever.check_row_security("table");
     RETURN (SELECT enqueue_all FROM ner_retriever.statements(i.id))
         || coalesce(' WHERE (' || filter || ')', '');
 END

@@ -14,7 +14,7 @@ RETURNS trigger
 LANGUAGE c
 -- Keys are kept as text: as one fixed way of writing them, whatever the session prefers.
 SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres'
-SET timezone = 'UTC' SET extra_float_digits = 1 SET bytea_output = 'hex'
+SET timezone = 'UTC' SET extra_float_digits = 1 SET bytea_output = 'hex' SET row_security = on
 AS 'MODULE_PATHNAME', 'ner_on_change';
 COMMENT ON FUNCTION ner_retriever.on_change() IS
 'Tells a managed index of changed rows; only its own triggers have an effect';
@@ -39,7 +39,7 @@ CREATE FUNCTION ner_retriever.embed_rows(index_id integer, keys text[])
 RETURNS integer[]
 LANGUAGE c STRICT
 SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres'
-SET timezone = 'UTC' SET extra_float_digits = 1 SET bytea_output = 'hex' SET row_security = off
+SET timezone = 'UTC' SET extra_float_digits = 1 SET bytea_output = 'hex' SET row_security = on
 AS 'MODULE_PATHNAME', 'ner_embed_rows_wrapper';
 COMMENT ON FUNCTION ner_retriever.embed_rows(integer, text[]) IS
 'Replaces the mentions of rows, with their owner''s rights. Returns which of the keys are to be done again';
@@ -48,7 +48,7 @@ CREATE FUNCTION ner_retriever.execute_as(owner oid, statement text)
 RETURNS bigint
 LANGUAGE c STRICT
 SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres'
-SET timezone = 'UTC' SET extra_float_digits = 1 SET bytea_output = 'hex' SET row_security = off
+SET timezone = 'UTC' SET extra_float_digits = 1 SET bytea_output = 'hex' SET row_security = on
 AS 'MODULE_PATHNAME', 'ner_execute_as_wrapper';
 COMMENT ON FUNCTION ner_retriever.execute_as(oid, text) IS
 'Runs a statement with the rights of a role, which it cannot leave. Returns the number of rows';
@@ -101,11 +101,50 @@ $$;
 COMMENT ON FUNCTION ner_retriever.adopt(integer) IS
 'Ties what belongs to a managed index to its table';
 
+-- Whatever the owners' triggers and conversions raise, the worker goes on with other indexes: OTHERS
+-- alone would let two kinds of error through.
+
+-- Tables are locked before rows of the catalogue and the queue, as by whoever drops or truncates them;
+-- a worker never waits for those rows. Otherwise each could wait for the other.
+CREATE FUNCTION ner_retriever.lock_tables(index_id integer)
+RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    t record;
+BEGIN
+    FOR t IN
+        SELECT b.relowner AS owner,
+               format('LOCK TABLE ONLY %I.%I IN %s MODE NOWAIT', n.nspname, c.relname, l.mode) AS statement
+        FROM ner_retriever.managed_index AS m
+        JOIN pg_class AS b ON b.oid = m.base
+        CROSS JOIN LATERAL (VALUES (m.base, 'ROW SHARE'), (m.mentions, 'ROW EXCLUSIVE'),
+                                   (m.next_mentions, 'ROW EXCLUSIVE')) AS l (relation, mode)
+        JOIN pg_class AS c ON c.oid = l.relation
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE m.id = lock_tables.index_id
+    LOOP
+        PERFORM ner_retriever.execute_as(t.owner, t.statement);
+    END LOOP;
+    RETURN true;
+EXCEPTION
+    WHEN lock_not_available OR undefined_table THEN
+        RETURN false;
+    WHEN insufficient_privilege THEN
+        -- What is wrong is told where the table is written to.
+        RETURN true;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.lock_tables(integer) IS
+'Locks the tables of an index for a step of a worker; false if someone else has them';
+
 -- One unit of work of the first index after a given one that has any: NULL if none has.
 CREATE FUNCTION ner_retriever.work(
     after_index integer, max_rows integer, OUT index_id integer, OUT rows_done integer
 )
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+-- Longer than anything but a deliberate lock: other tables do not wait for one that is locked.
+SET lock_timeout = '2s'
 AS $$
 DECLARE
     i ner_retriever.managed_index;
@@ -141,6 +180,9 @@ DECLARE
     s record;
     enqueued bigint;
 BEGIN
+    IF NOT ner_retriever.lock_tables(index_id) THEN
+        RETURN 0;
+    END IF;
     PERFORM FROM ner_retriever.managed_index AS i
     WHERE i.id = index_id AND i.state = 'new' FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
@@ -148,11 +190,12 @@ BEGIN
     END IF;
     PERFORM ner_retriever.adopt(index_id);
     SELECT * INTO s FROM ner_retriever.statements(index_id);
+    PERFORM ner_retriever.check_row_security(s.base);
     DELETE FROM ner_retriever.pending AS p WHERE p.index_id = start_filling.index_id AND p.backfill;
     enqueued := ner_retriever.execute_as(s.owner, s.enqueue_all);
     UPDATE ner_retriever.managed_index SET state = 'filling', rows_total = enqueued WHERE id = index_id;
     RETURN 1;
-EXCEPTION WHEN OTHERS THEN
+EXCEPTION WHEN OTHERS OR query_canceled OR assert_failure THEN
     PERFORM ner_retriever.pause(index_id, SQLERRM);
     RETURN 0;
 END
@@ -171,6 +214,9 @@ DECLARE
     i record;
     target regclass;
 BEGIN
+    IF NOT ner_retriever.lock_tables(index_id) THEN
+        RETURN 0;
+    END IF;
     SELECT m.*, c.relowner AS owner, n.nspname, o.relname INTO i
     FROM ner_retriever.managed_index AS m
     JOIN pg_class AS c ON c.oid = m.base
@@ -205,7 +251,7 @@ BEGIN
     END IF;
     UPDATE ner_retriever.managed_index SET state = 'ready' WHERE id = index_id;
     RETURN 1;
-EXCEPTION WHEN OTHERS THEN
+EXCEPTION WHEN OTHERS OR query_canceled OR assert_failure THEN
     PERFORM ner_retriever.pause(index_id, SQLERRM);
     RETURN 0;
 END
@@ -219,8 +265,10 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     UPDATE ner_retriever.managed_index AS i
     SET paused_until = clock_timestamp() + least(power(2, least(i.pauses, 10)), 30) * interval '1 second',
-        pauses = i.pauses + 1, last_error = message, last_error_at = clock_timestamp()
-    WHERE i.id = pause.index_id;
+        pauses = least(i.pauses, 1000) + 1, last_error = message, last_error_at = clock_timestamp()
+    -- Whoever has it locked changes or drops the index.
+    WHERE i.id = (SELECT l.id FROM ner_retriever.managed_index AS l
+                  WHERE l.id = pause.index_id FOR NO KEY UPDATE SKIP LOCKED);
 END;
 COMMENT ON FUNCTION ner_retriever.pause(integer, text) IS
 'Leaves an index alone for a while: at first a second, at most half a minute';
@@ -234,6 +282,10 @@ AS $$
 DECLARE
     rows_claimed tid[];
 BEGIN
+    IF NOT EXISTS (SELECT FROM ner_retriever.pending AS p WHERE p.index_id = embed_batch.index_id)
+       OR NOT ner_retriever.lock_tables(index_id) THEN
+        RETURN 0;
+    END IF;
     SELECT array_agg(c.row) INTO rows_claimed
     FROM (
         SELECT p.ctid AS row FROM ner_retriever.pending AS p
@@ -276,9 +328,10 @@ BEGIN
     DELETE FROM ner_retriever.pending WHERE ctid = ANY (rows_claimed);
     UPDATE ner_retriever.managed_index AS i
     SET paused_until = NULL, pauses = 0, last_error = NULL, last_error_at = NULL
-    WHERE i.id = index_id AND i.pauses > 0;
+    WHERE i.id = (SELECT l.id FROM ner_retriever.managed_index AS l
+                  WHERE l.id = index_id AND l.pauses > 0 FOR NO KEY UPDATE SKIP LOCKED);
     RETURN cardinality(rows_claimed);
-EXCEPTION WHEN OTHERS THEN
+EXCEPTION WHEN OTHERS OR query_canceled OR assert_failure THEN
     GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
     IF NOT ner_retriever.blames_the_row(code) THEN
         PERFORM ner_retriever.pause(index_id, message);
@@ -319,7 +372,8 @@ BEGIN
     p.attempts := p.attempts + 1;
     IF p.attempts < current_setting('ner_retriever.max_attempts')::integer THEN
         UPDATE ner_retriever.pending SET attempts = p.attempts,
-            not_before = clock_timestamp() + power(4, p.attempts - 1) * interval '0.5 second'
+            -- At most half an hour.
+            not_before = clock_timestamp() + power(4, least(p.attempts - 1, 6)) * interval '0.5 second'
         WHERE ctid = pending_row;
         RETURN;
     END IF;
@@ -337,7 +391,8 @@ COMMENT ON FUNCTION ner_retriever.fail(tid, text, text) IS
 REVOKE EXECUTE ON FUNCTION
     ner_retriever.embed_rows(integer, text[]), ner_retriever.execute_as(oid, text),
     ner_retriever.depend_on(oid, oid, oid, oid, integer), ner_retriever.work(integer, integer),
-    ner_retriever.start_filling(integer), ner_retriever.finish_filling(integer),
+    ner_retriever.lock_tables(integer), ner_retriever.start_filling(integer),
+    ner_retriever.finish_filling(integer),
     ner_retriever.pause(integer, text), ner_retriever.embed_batch(integer, integer),
     ner_retriever.embed_claimed(integer, tid[]), ner_retriever.fail(tid, text, text)
 FROM PUBLIC;
@@ -376,17 +431,26 @@ CREATE FUNCTION ner_retriever.after_alter()
 RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    altered oid[];
 BEGIN
+    SELECT array_agg(objid) INTO altered FROM pg_event_trigger_ddl_commands()
+    WHERE classid = 'pg_class'::regclass;
     UPDATE ner_retriever.managed_index AS i SET "column" = a.attname
     FROM pg_depend AS d
     JOIN pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-    WHERE d.classid = 'pg_class'::regclass AND d.objid = i.mentions
+    WHERE i.base::oid = ANY (altered)
+      AND d.classid = 'pg_class'::regclass AND d.objid = i.mentions
       AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.base AND d.refobjsubid > 0
       AND d.deptype = 'a' AND i."column" <> a.attname;
+    -- The last that a dump gives its tables of mentions are their foreign keys.
+    PERFORM ner_retriever.adopt(i.id), ner_retriever.wake()
+    FROM ner_retriever.managed_index AS i
+    WHERE i.mentions::oid = ANY (altered) OR i.next_mentions::oid = ANY (altered);
 END
 $$;
 COMMENT ON FUNCTION ner_retriever.after_alter() IS
-'Follows a column that is renamed';
+'Follows a column that is renamed, and welcomes what a dump has brought';
 
 CREATE EVENT TRIGGER ner_retriever_after_drop ON sql_drop EXECUTE FUNCTION ner_retriever.after_drop();
 CREATE EVENT TRIGGER ner_retriever_after_alter ON ddl_command_end

@@ -23,15 +23,20 @@ DECLARE
     target text;
     source text;
     names text;
+    same_key text;
     key text;
     same_row text;
     nearest text;
 BEGIN
     i := ner_retriever.find("table", "column");
-    SELECT string_agg(format('m.%I', mention_column), ', ' ORDER BY "position"),
-           string_agg(format('%L, m.%I', base_column, mention_column), ', ' ORDER BY "position"),
+    PERFORM ner_retriever.check_mentions(i.base, i.mentions, i.storage);
+    SELECT string_agg(format('m.%I AS k%s', mention_column, "position"), ', ' ORDER BY "position"),
+           string_agg(format('n.k%s', "position"), ', ' ORDER BY "position"),
+           -- jsonb_build_object would use a cast to json, of whoever made the type.
+           string_agg(format(CASE WHEN builtin THEN '%L, m.%I' ELSE '%L, pg_catalog.format(''%%s'', m.%I)' END,
+               base_column, mention_column), ', ' ORDER BY "position"),
            string_agg(format('b.%I %s m.%I', base_column, equality, mention_column), ' AND ')
-    INTO names, key, same_row
+    INTO names, same_key, key, same_row
     FROM ner_retriever.key_columns(i.base, i.mentions);
     SELECT format('%I.%I', n.nspname, c.relname) INTO target
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = i.mentions;
@@ -70,7 +75,6 @@ BEGIN
         RAISE EXCEPTION 'no entity type to search for' USING ERRCODE = 'invalid_parameter_value',
             HINT = 'Pass the name of a type, such as ''dinosaur''.';
     END IF;
-    names := replace(names, 'm.', 'n.');
     RETURN format(
         'WITH n AS MATERIALIZED (%1$s), best AS (SELECT DISTINCT ON (%2$s) n.* FROM n'
         ' ORDER BY %2$s, n.distance)'
@@ -80,7 +84,7 @@ BEGIN
         ' (SELECT pg_catalog.min(f.distance) FROM (SELECT pg_catalog.max(n.distance) AS distance FROM n'
         ' GROUP BY n.type) AS f) AS farthest'
         ' FROM best AS b WHERE 1 OPERATOR(pg_catalog.-) b.distance OPERATOR(pg_catalog.>=) $3'
-        ' ORDER BY b.distance LIMIT $1', nearest, names);
+        ' ORDER BY b.distance LIMIT $1', nearest, same_key);
 END
 $$;
 COMMENT ON FUNCTION ner_retriever.search_statement(regclass, text[], text, name, boolean) IS

@@ -56,6 +56,7 @@ struct Row {
 /// # Errors
 /// Those of the engine, `ForeignModel`, and PostgreSQL's own.
 pub fn embed(index: i32, statements: &Statements, keys: &[String]) -> Result<Vec<i32>, Error> {
+    check_row_security(statements)?;
     let rows = as_role(statements.owner, || read(statements, keys))?;
     let (fingerprint, found) = detect(&rows)?;
     as_role(statements.owner, || {
@@ -68,6 +69,15 @@ pub fn embed(index: i32, statements: &Statements, keys: &[String]) -> Result<Vec
         }
         Ok(again)
     })
+}
+
+/// Rows that are hidden from their owner would look as if they were gone.
+fn check_row_security(statements: &Statements) -> Result<(), Error> {
+    Spi::run_with_args(
+        "SELECT ner_retriever.check_row_security($1)",
+        &[statements.base.into()],
+    )?;
+    Ok(())
 }
 
 fn read(statements: &Statements, keys: &[String]) -> Result<Vec<Row>, Error> {

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::ffi::c_int;
 use std::rc::Rc;
 
 use pgrx::pg_sys::{self, Oid};
@@ -182,10 +183,21 @@ fn watch() {
     // SAFETY: the callback stays for the life of the process, as this library does.
     unsafe {
         pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::from(0));
+        // A schema can be renamed without a change of its tables.
+        pg_sys::CacheRegisterSyscacheCallback(
+            pg_sys::SysCacheIdentifier::NAMESPACEOID as c_int,
+            Some(schema_changed),
+            pg_sys::Datum::from(0),
+        );
     }
 }
 
 /// PostgreSQL calls this in the midst of its own work: it only takes a note.
 unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, _relation: Oid) {
+    STALE.set(true);
+}
+
+/// As [`relation_changed`].
+unsafe extern "C-unwind" fn schema_changed(_argument: pg_sys::Datum, _cache: c_int, _hash: u32) {
     STALE.set(true);
 }

@@ -4,7 +4,7 @@
 //! step is a transaction of its own (`ner_retriever.work`), so that a worker that is killed loses
 //! nothing but the time of that step.
 
-use std::ffi::c_int;
+use std::ffi::{CStr, c_int};
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::AsFd;
@@ -96,6 +96,7 @@ impl Worker {
         };
         worker.open_socket()?;
         BackgroundWorker::connect_worker_to_spi_by_oid(Some(id.database), None);
+        forget_settings_of_the_database();
         Ok(Some(worker))
     }
 
@@ -125,7 +126,7 @@ impl Worker {
         transaction(adopt_all);
         transaction(commit_without_waiting);
         let mut busy = Instant::now();
-        while !transaction(database_is_wanted_by_others) {
+        while !transaction(has_to_leave) {
             reload_if_asked();
             if self.step() {
                 busy = Instant::now();
@@ -214,15 +215,58 @@ fn reload_if_asked() {
     }
 }
 
+/// The database's owner, who need not be a superuser, decides what its sessions start with; a worker
+/// has a superuser's rights.
+fn forget_settings_of_the_database() {
+    for (name, value) in [
+        (c"search_path", c"pg_catalog, pg_temp"),
+        (c"row_security", c"on"),
+        (c"default_transaction_isolation", c"read committed"),
+        (c"default_transaction_read_only", c"off"),
+        (c"default_transaction_deferrable", c"off"),
+    ] {
+        // SAFETY: both are static strings, of a setting that is there and a value that it takes.
+        unsafe {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+        }
+    }
+}
+
+/// Whether the schema is the extension's, which stays so until the transaction ends. Anyone who may
+/// create schemas can make one of that name when the extension is gone: a superuser's process must
+/// call nothing there. Every transaction that does asks this first.
 fn is_installed() -> bool {
-    truth("SELECT pg_catalog.to_regclass('ner_retriever.pending') IS NOT NULL")
+    const NAME: &CStr = c"ner_retriever";
+    // SAFETY: look-ups in the catalogue, in a transaction.
+    unsafe {
+        let extension = pg_sys::get_extension_oid(NAME.as_ptr(), true);
+        if extension == pg_sys::Oid::INVALID {
+            return false;
+        }
+        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, extension, 0, lock);
+        let schema = pg_sys::get_namespace_oid(NAME.as_ptr(), true);
+        schema != pg_sys::Oid::INVALID
+            && pg_sys::get_extension_oid(NAME.as_ptr(), true) == extension
+            && pg_sys::getExtensionOfObject(pg_sys::NamespaceRelationId, schema) == extension
+    }
+}
+
+fn has_to_leave() -> bool {
+    !is_installed() || database_is_wanted_by_others()
 }
 
 fn anything_waits() -> bool {
-    truth(
-        "SELECT EXISTS (SELECT FROM ner_retriever.pending)
+    is_installed()
+        && truth(
+            "SELECT EXISTS (SELECT FROM ner_retriever.pending)
              OR EXISTS (SELECT FROM ner_retriever.managed_index WHERE state <> 'ready')",
-    )
+        )
 }
 
 /// DROP DATABASE and CREATE DATABASE ... TEMPLATE hold such a lock while they wait for others to
@@ -239,6 +283,9 @@ fn database_is_wanted_by_others() -> bool {
 }
 
 fn adopt_all() {
+    if !is_installed() {
+        return;
+    }
     let adopted =
         Spi::run("SELECT ner_retriever.adopt(id) FROM ner_retriever.managed_index ORDER BY id");
     end_with(adopted.map_err(Error::from));
@@ -252,6 +299,9 @@ fn commit_without_waiting() {
 
 /// The index that was worked on and the number of rows taken from the queue.
 fn work(after: i32, rows: i32) -> (Option<i32>, i32) {
+    if !is_installed() {
+        return (None, 0);
+    }
     end_with(
         Spi::get_two_with_args::<i32, i32>(
             "SELECT index_id, rows_done FROM ner_retriever.work($1, $2)",

@@ -4,6 +4,7 @@
 
 pub mod managed;
 pub mod processes;
+pub mod roles;
 pub mod server;
 pub mod session;
 pub mod texts;

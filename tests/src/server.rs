@@ -122,6 +122,13 @@ impl Server {
         output
     }
 
+    /// Runs a program of the server's, such as pg_dump, with the connection in its environment; gives
+    /// what it prints.
+    pub fn exec(&self, command: &[&str]) -> String {
+        let arguments = ["exec", "--instance", &self.name, "--"];
+        server_script(&[&arguments, command].concat())
+    }
+
     /// The data directory.
     pub fn data(&self) -> &Path {
         &self.data
