@@ -1,4 +1,8 @@
 //! Objects that go when another one is dropped.
+#![expect(
+    clippy::result_large_err,
+    reason = "pgrx reports SQLSTATE and hint of an ErrorReport only, not of a box around one"
+)]
 
 use pgrx::pg_sys::{self, Oid};
 use pgrx::prelude::*;

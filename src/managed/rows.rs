@@ -1,4 +1,8 @@
 //! Embedding rows: reads their texts, asks the engine, replaces their mentions.
+#![expect(
+    clippy::result_large_err,
+    reason = "pgrx reports SQLSTATE and hint of an ErrorReport only, not of a box around one"
+)]
 
 use ner_retriever_protocol::{Mention, Priority, TextRequest};
 use pgrx::pg_sys::panic::ErrorReport;

@@ -1,5 +1,9 @@
 //! Having a worker look at the queue: it is told through a socket of its own, and started if there
 //! is none to tell.
+#![expect(
+    clippy::result_large_err,
+    reason = "pgrx reports SQLSTATE and hint of an ErrorReport only, not of a box around one"
+)]
 
 use std::cell::Cell;
 use std::fs;

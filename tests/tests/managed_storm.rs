@@ -163,12 +163,10 @@ fn every_row_has_the_mentions_of_its_last_text_whatever_is_killed() {
         0
     );
     // Poisoned on purpose, and no other; those that were deleted later are no failures.
-    let poisoned = format!(
-        "select count(*) from ner_retriever.failed full join
+    let poisoned = "select count(*) from ner_retriever.failed full join
              (select array[id::text] as key from storm where length(body) > 100000) as p using (key)
-         where \"table\" is null or p.key is null or sqlstate <> '54000'"
-    );
-    assert_eq!(count(&mut client, &poisoned), 0);
+         where \"table\" is null or p.key is null or sqlstate <> '54000'";
+    assert_eq!(count(&mut client, poisoned), 0);
     assert!(count(&mut client, "select count(*) from ner_retriever.failed") > 0);
 
     // The mentions of every text, found once for all rows that have it.
