@@ -2,7 +2,7 @@
 SELECT pg_describe_object(classid, objid, 0) AS object FROM pg_depend
 WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e' AND classid <> 'pg_type'::regclass
   AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'ner_retriever')
-ORDER BY 1 COLLATE "C";
+ORDER BY pg_describe_object(classid, objid, 0) COLLATE "C";
 \df ner_*
 
 -- Volatility, parallel safety, cost and rows tell the planner how often it may call a model.
