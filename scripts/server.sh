@@ -244,6 +244,8 @@ create_extension() {
   if has_extension ner_retriever; then
     [ "$sum" != "$recorded" ] || return 0
     say "the extension's SQL changed: creating it anew in instance '$NAME'"
+    # The demo's managed index depends on it; the demo makes its tables anew each time.
+    sql "$DATABASE" "set client_min_messages = warning; drop table if exists demo.hit, demo.text"
     sql "$DATABASE" "drop extension ner_retriever" >&2 ||
       die "objects of yours depend on the old one (listed above)" \
         "Drop them, or remove the instance with its data: scripts/server.sh remove --instance $NAME"
