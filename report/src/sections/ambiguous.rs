@@ -91,7 +91,7 @@ pub fn measure(context: &Context) -> Result<Section> {
 fn explanation(documents: &[Document], meanings: &[Meaning], coverage: Option<f64>) -> String {
     let detector = coverage.map_or_else(String::new, |coverage| {
         format!(
-            " The words are mostly common nouns, and the head's detector, which looks for names, \
+            " The words are mostly common nouns, and the head's detector \
              covers {coverage:.3} of them; a text is then found by what else is detected in it."
         )
     });

@@ -1,0 +1,58 @@
+-- Follows what happens to the tables.
+
+CREATE FUNCTION ner_retriever.after_drop()
+RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    dropped oid[];
+    i record;
+BEGIN
+    SELECT array_agg(objid) INTO dropped FROM pg_event_trigger_dropped_objects()
+    WHERE classid = 'pg_class'::regclass AND objsubid = 0 AND object_type = 'table';
+    UPDATE ner_retriever.managed_index
+    SET next_mentions = NULL, next_fingerprint = NULL, next_dims = NULL, state = 'ready'
+    WHERE next_mentions::oid = ANY (dropped);
+    FOR i IN
+        DELETE FROM ner_retriever.managed_index
+        WHERE base::oid = ANY (dropped) OR mentions::oid = ANY (dropped) RETURNING *
+    LOOP
+        DELETE FROM ner_retriever.pending WHERE index_id = i.id;
+        DELETE FROM ner_retriever.failed_row WHERE index_id = i.id;
+        IF i.next_mentions IS NOT NULL AND EXISTS (SELECT FROM pg_class WHERE oid = i.next_mentions) THEN
+            EXECUTE format('DROP TABLE %s', i.next_mentions);
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.after_drop() IS
+'Forgets managed indexes whose tables are gone';
+
+CREATE FUNCTION ner_retriever.after_alter()
+RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    altered oid[];
+BEGIN
+    SELECT array_agg(objid) INTO altered FROM pg_event_trigger_ddl_commands()
+    WHERE classid = 'pg_class'::regclass;
+    UPDATE ner_retriever.managed_index AS i SET "column" = a.attname
+    FROM pg_depend AS d
+    JOIN pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+    WHERE i.base::oid = ANY (altered)
+      AND d.classid = 'pg_class'::regclass AND d.objid = i.mentions
+      AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.base AND d.refobjsubid > 0
+      AND d.deptype = 'a' AND i."column" <> a.attname;
+    -- The last that a dump gives its tables of mentions are their foreign keys.
+    PERFORM ner_retriever.adopt(i.id), ner_retriever.wake()
+    FROM ner_retriever.managed_index AS i
+    WHERE i.mentions::oid = ANY (altered) OR i.next_mentions::oid = ANY (altered);
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.after_alter() IS
+'Follows a column that is renamed, and welcomes what a dump has brought';
+
+CREATE EVENT TRIGGER ner_retriever_after_drop ON sql_drop EXECUTE FUNCTION ner_retriever.after_drop();
+CREATE EVENT TRIGGER ner_retriever_after_alter ON ddl_command_end
+    WHEN tag IN ('ALTER TABLE') EXECUTE FUNCTION ner_retriever.after_alter();
