@@ -114,15 +114,11 @@ impl Worker {
     }
 
     fn run(&mut self) {
-        if self.id.number == 0
-            && let Err(error) = fs::write(self.id.unfinished_file(), [])
-        {
-            log!("ner_retriever: the queue will not be resumed after a restart: {error}");
-        }
         if !transaction(is_installed) {
             self.leave();
             return;
         }
+        self.mark_unfinished();
         transaction(adopt_all);
         transaction(commit_without_waiting);
         let mut busy = Instant::now();
@@ -144,10 +140,20 @@ impl Worker {
                 if self.open_socket().is_err() {
                     return;
                 }
+                self.mark_unfinished();
             }
             self.wait();
         }
         self.leave();
+    }
+
+    /// Should the server end before the queue is empty, the supervisor starts a worker with it.
+    fn mark_unfinished(&self) {
+        if self.id.number == 0
+            && let Err(error) = fs::write(self.id.unfinished_file(), [])
+        {
+            log!("ner_retriever: the queue will not be resumed after a restart: {error}");
+        }
     }
 
     fn leave(&mut self) {
@@ -198,7 +204,7 @@ impl Worker {
     }
 }
 
-/// Runs `work` in a transaction of its own, shown in pg_stat_activity.
+/// Runs `work` in a transaction of its own.
 fn transaction<T: Send>(
     work: impl FnOnce() -> T + std::panic::UnwindSafe + std::panic::RefUnwindSafe,
 ) -> T {
