@@ -99,7 +99,7 @@ CREATE FUNCTION @extschema@.ner_search(
 RETURNS SETOF record
 LANGUAGE plpgsql STABLE COST 10000 ROWS 10
 -- The session's search_path stays: the condition is the caller's, and is read as the caller writes it.
--- 200 candidates find 99 of the 100 that an exact scan would (bench/); a scan that has passed over
+-- 200 candidates instead of pgvector's 40, for recall (docs/performance.md); a scan that has passed over
 -- rows of the same text or outside of the condition goes on for more.
 SET hnsw.ef_search = 200 SET hnsw.iterative_scan = 'relaxed_order'
 AS $$
