@@ -91,6 +91,7 @@ def main(folder, corpus, out):
         return any("_".join([*map(str.lower, before), single]) in nouns
                    for single in singulars(last, irregular))
 
+    added = 0
     # No time stamp, so that the same corpus gives the same file.
     with gzip.open(corpus, "rt") as documents, gzip.GzipFile(out, "wb", mtime=0) as result:
         for number, line in enumerate(documents):
@@ -104,6 +105,7 @@ def main(folder, corpus, out):
                     free = all(end <= other or start >= until for other, until, _ in labelled)
                     if free and is_noun(text[start:end], start == 0):
                         document["entities"].append([start, end, "common noun"])
+                        added += 1
                         position += count - 1
                         break
                 position += 1
@@ -115,6 +117,7 @@ def main(folder, corpus, out):
                 written.append({"text": bare, "entities": [[0, len(bare), kind]]})
             for each in written:
                 result.write((json.dumps(each, ensure_ascii=False) + "\n").encode())
+    print(f"{added} common nouns added", file=sys.stderr)
 
 
 main(*sys.argv[1:])

@@ -39,9 +39,6 @@ $$;
 COMMENT ON FUNCTION ner_retriever.adopt(integer) IS
 'Ties what belongs to a managed index to its table';
 
--- Whatever the owners' triggers and conversions raise, the worker goes on with other indexes: OTHERS
--- alone would let two kinds of error through.
-
 -- Tables are locked before rows of the catalogue and the queue, as by whoever drops or truncates them;
 -- a worker never waits for those rows. Otherwise each could wait for the other.
 CREATE FUNCTION ner_retriever.lock_tables(index_id integer)
@@ -110,6 +107,8 @@ $$;
 COMMENT ON FUNCTION ner_retriever.work(integer, integer) IS
 'One step of a worker, in a transaction of its own';
 
+-- Whatever the owners' triggers and conversions raise, the worker goes on with other indexes: OTHERS
+-- alone would let two kinds of error through.
 CREATE FUNCTION ner_retriever.start_filling(index_id integer)
 RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp

@@ -6,8 +6,7 @@ CREATE TYPE ner_retriever.hit AS (
 COMMENT ON TYPE ner_retriever.hit IS 'The best mention of a row that ner_search found';
 
 -- $1 is the number of rows, $2 how many of the nearest mentions are looked at, $3 the least
--- similarity, $4 says whether every mention is compared instead of asking the vector index.
--- Each hit comes with the number of mentions that were looked at and the distance of the farthest
+-- similarity. An exact search compares every mention instead of asking the vector index. Each hit comes with the number of mentions that were looked at and the distance of the farthest
 -- (of the type whose farthest is nearest).
 CREATE FUNCTION ner_retriever.search_statement(
     "table" regclass, types text[], filter text, "column" name, exact boolean

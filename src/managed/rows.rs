@@ -4,6 +4,8 @@
     reason = "pgrx reports SQLSTATE and hint of an ErrorReport only, not of a box around one"
 )]
 
+use std::collections::HashMap;
+
 use ner_retriever_protocol::{Mention, Priority, TextRequest};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::pg_sys::{self, Oid};
@@ -54,8 +56,8 @@ struct Row {
 }
 
 /// Replaces the mentions of rows. `keys` holds the columns of all their keys one after the other, as
-/// text. Returns the numbers (from 1) of the keys whose rows someone else
-/// was changing meanwhile: they are to be embedded again.
+/// text. Returns the numbers (from 1) of the keys whose rows someone else was changing meanwhile: they
+/// are to be embedded again.
 ///
 /// # Errors
 /// Those of the engine, `ForeignModel`, and PostgreSQL's own.
@@ -181,7 +183,7 @@ fn lock(
             *slot = row.text.as_deref();
         }
     }
-    let locked: Vec<(i32, bool)> = Spi::connect_mut(|client| {
+    let locked: HashMap<i32, bool> = Spi::connect_mut(|client| {
         let locked = client.update(
             &statements.lock,
             None,
@@ -195,9 +197,9 @@ fn lock(
     let mut again = Vec::new();
     let mut missing = false;
     for (position, row) in rows.iter().enumerate() {
-        match locked.iter().find(|(number, _)| *number == row.number) {
-            Some((_, true)) => same.push(position),
-            Some((_, false)) => again.push(row.number),
+        match locked.get(&row.number) {
+            Some(true) => same.push(position),
+            Some(false) => again.push(row.number),
             None => missing = true,
         }
     }
@@ -207,7 +209,7 @@ fn lock(
         let unlocked = there
             .into_iter()
             .map(|row| row.number)
-            .filter(|number| !locked.iter().any(|(other, _)| other == number));
+            .filter(|number| !locked.contains_key(number));
         again.extend(unlocked);
     }
     Ok((same, again))

@@ -20,7 +20,8 @@ pub struct Statements {
     pub owner: Oid,
     /// The key's columns in the table.
     pub key_names: Vec<String>,
-    /// `$1` the columns of the keys one after the other, `text[]`: the number (from 1) and the text, UTF-8 `bytea`, of each row.
+    /// `$1` the columns of the keys one after the other, `text[]`: the number (from 1) and the text,
+    /// UTF-8 `bytea`, of each row.
     pub read: String,
     /// `$1` keys, `$2` texts, `bytea[]`: locks the rows, and says of each whether its text is still
     /// that one. Rows that someone else has locked are left out.

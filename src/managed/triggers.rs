@@ -161,10 +161,11 @@ impl Change {
         for keys in keys.chunks(ROWS * width) {
             for number in embed(index, statements, keys)? {
                 // Changed by another trigger of this statement.
-                let first = (usize::try_from(number).unwrap_or(1) - 1) * width;
-                let key = keys[first..first + width].to_vec();
-                as_role(statements.owner, || enqueue_row(index, key))?;
-                wake::at_commit();
+                let position = usize::try_from(number - 1).ok();
+                if let Some(key) = position.and_then(|at| keys.chunks(width).nth(at)) {
+                    as_role(statements.owner, || enqueue_row(index, key.to_vec()))?;
+                    wake::at_commit();
+                }
             }
         }
         Ok(())
@@ -192,8 +193,11 @@ impl Change {
                 };
                 let row_type = (*data.tg_relation).rd_att;
                 let number: c_int = pg_sys::SPI_fnumber(row_type, name.as_ptr());
+                if number <= 0 {
+                    return Err(Error::NotManaged);
+                }
                 let value = pg_sys::SPI_getvalue(tuple, row_type, number);
-                if number <= 0 || value.is_null() {
+                if value.is_null() {
                     return Err(Error::NotManaged);
                 }
                 Ok(CStr::from_ptr(value).to_string_lossy().into_owned())
