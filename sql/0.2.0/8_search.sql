@@ -6,8 +6,9 @@ CREATE TYPE ner_retriever.hit AS (
 COMMENT ON TYPE ner_retriever.hit IS 'The best mention of a row that ner_search found';
 
 -- $1 is the number of rows, $2 how many of the nearest mentions are looked at, $3 the least
--- similarity. An exact search compares every mention instead of asking the vector index. Each hit comes with the number of mentions that were looked at and the distance of the farthest
--- (of the type whose farthest is nearest).
+-- similarity. An exact search compares every mention instead of asking the vector index. Each hit comes
+-- with the number of mentions that were looked at and the distance of the farthest (of the type whose
+-- farthest is nearest).
 CREATE FUNCTION ner_retriever.search_statement(
     "table" regclass, types text[], filter text, "column" name, exact boolean
 )
@@ -89,21 +90,18 @@ $$;
 COMMENT ON FUNCTION ner_retriever.search_statement(regclass, text[], text, name, boolean) IS
 'What ner_search runs: EXPLAIN it to see the plan';
 
-CREATE FUNCTION @extschema@.ner_search(
-    "table" regclass, types text[], k integer DEFAULT 10, filter text DEFAULT NULL,
-    min_similarity real DEFAULT NULL, "column" name DEFAULT NULL,
-    OUT rank integer, OUT key jsonb, OUT mention text, OUT start_char integer, OUT end_char integer,
-    OUT similarity real, OUT type text
+CREATE FUNCTION ner_retriever.search(
+    "table" regclass, types text[], k integer, filter text, min_similarity real, "column" name,
+    OUT hits ner_retriever.hit[]
 )
-RETURNS SETOF record
-LANGUAGE plpgsql STABLE COST 10000 ROWS 10
+-- Stable, and so unable to write, whatever the condition calls.
+LANGUAGE plpgsql STABLE
 -- The session's search_path stays: the condition is the caller's, and is read as the caller writes it.
 -- 200 candidates instead of pgvector's 40, for recall (docs/performance.md); a scan that has passed over
 -- rows of the same text or outside of the condition goes on for more.
 SET hnsw.ef_search = 200 SET hnsw.iterative_scan = 'relaxed_order'
 AS $$
 DECLARE
-    hits ner_retriever.hit[];
     looked_at bigint;
     farthest double precision;
     nearest bigint;
@@ -130,6 +128,36 @@ BEGIN
             (nearest OPERATOR(pg_catalog.*) pg_catalog.cardinality(types));
         nearest := nearest OPERATOR(pg_catalog.*) 4;
     END LOOP;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.search(regclass, text[], integer, text, real, name) IS
+'The rows of a managed index that mention an entity of any of the types best, as of the calling statement';
+
+CREATE FUNCTION @extschema@.ner_search(
+    "table" regclass, types text[], k integer DEFAULT 10, filter text DEFAULT NULL,
+    min_similarity real DEFAULT NULL, "column" name DEFAULT NULL,
+    OUT rank integer, OUT key jsonb, OUT mention text, OUT start_char integer, OUT end_char integer,
+    OUT similarity real, OUT type text
+)
+RETURNS SETOF record
+-- Volatile, so that another attempt sees what was committed meanwhile.
+LANGUAGE plpgsql VOLATILE COST 10000 ROWS 10
+AS $$
+DECLARE
+    mentions oid;
+    hits ner_retriever.hit[];
+BEGIN
+    LOOP
+        mentions := (ner_retriever.find("table", "column")).mentions;
+        hits := ner_retriever.search("table", types, k, filter, min_similarity, "column");
+        -- NULL of a table that is gone. While the type was embedded, ner_reindex may have put another
+        -- in its place, whose rows are too new to be seen by the statement that searched.
+        EXIT WHEN pg_catalog.has_table_privilege(mentions, 'SELECT') IS NOT NULL;
+        IF pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.<>) 'read committed' THEN
+            RAISE EXCEPTION 'the mentions of table % were embedded anew after this transaction began', "table"
+                USING ERRCODE = 'serialization_failure', HINT = 'Run the transaction again.';
+        END IF;
+    END LOOP;
     RETURN QUERY
         SELECT h.rank::integer, h.key, h.mention, h.start_char, h.end_char, h.similarity, h.type
         FROM ROWS FROM (pg_catalog.unnest(hits))
@@ -146,7 +174,7 @@ CREATE FUNCTION @extschema@.ner_search(
     OUT similarity real, OUT type text
 )
 RETURNS SETOF record
-LANGUAGE sql STABLE COST 10000 ROWS 10
+LANGUAGE sql VOLATILE COST 10000 ROWS 10
 AS $$
     SELECT * FROM @extschema@.ner_search("table", ARRAY[type_name], k, filter, min_similarity, "column")
 $$;

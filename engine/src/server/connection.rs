@@ -12,7 +12,7 @@ use ner_retriever_protocol::{EngineError, ErrorKind, Priority, Request, Response
 
 use super::queue::clients_gone;
 use super::scheduler::Scheduler;
-use super::{Server, catch_panic, lock};
+use super::{Server, catch_panic};
 use crate::backend::{Backend, Input, Output};
 
 /// How long a client whose request was not read to its end may go on sending.
@@ -96,9 +96,10 @@ fn answer<B: Backend>(
     respond: impl FnOnce(String, Vec<Output>) -> Result<Response, EngineError>,
 ) {
     server.counters.requests.fetch_add(1, Relaxed);
+    let working = server.activity.work();
     let response = run(server, stream, work)
         .and_then(|(fingerprint, outputs)| Ok(respond(fingerprint, outputs)?));
-    lock(&server.activity).last_work = Instant::now();
+    drop(working);
     match response {
         Ok(response) => send(stream, server.client_timeout, &response),
         Err(Failure::Error(error)) => {

@@ -4,6 +4,7 @@
 //! One thread a connection reads, prepares and answers a request; one thread, the scheduler's, runs
 //! the model for all of them.
 
+mod activity;
 mod connection;
 mod model_slot;
 mod process;
@@ -19,12 +20,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ner_retriever_protocol::{EngineError, ErrorKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::backend::Backend;
+use activity::Activity;
 use model_slot::ModelSlot;
 pub use process::{inherited_listener, own_listener, prepare_process};
 use scheduler::Scheduler;
@@ -36,8 +38,6 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections beyond `max_queue` that still get a thread: for status requests and for requests
 /// that are refused only after they were read.
 const SPARE_CONNECTIONS: usize = 32;
-/// How often the idle time is looked at again while connections outlast it.
-const IDLE_RECHECK: Duration = Duration::from_millis(200);
 /// Pause before the next accept when the process is out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -101,13 +101,10 @@ fn serve_with<B: Backend>(
     let counters = Arc::new(Counters::new());
     let (batch_tokens, model_counters) = (options.batch_tokens, Arc::clone(&counters));
     let server = Server {
+        activity: Activity::new(options.idle_timeout),
         options,
         client_timeout,
         counters,
-        activity: Mutex::new(Activity {
-            open: 0,
-            last_work: Instant::now(),
-        }),
         model: ModelSlot::new(move || {
             Scheduler::start(load()?, batch_tokens, Arc::clone(&model_counters))
         }),
@@ -120,54 +117,11 @@ struct Server<B: Backend> {
     options: ServeOptions,
     client_timeout: Duration,
     counters: Arc<Counters>,
-    activity: Mutex<Activity>,
+    activity: Activity,
     model: ModelSlot<Scheduler<B>>,
 }
 
-/// What keeps the engine from exiting.
-struct Activity {
-    /// Connections with a thread.
-    open: usize,
-    /// End of the last request for the model. Status requests do not count: a monitor must not
-    /// keep a model in memory.
-    last_work: Instant,
-}
-
 impl<B: Backend> Server<B> {
-    /// How long to wait for a connection before [`Self::is_idle`] is worth asking; `None`: for ever.
-    fn until_idle(&self) -> Option<Duration> {
-        let idle_timeout = self.options.idle_timeout?;
-        let activity = lock(&self.activity);
-        let left = idle_timeout.saturating_sub(activity.last_work.elapsed());
-        if left.is_zero() && activity.open > 0 {
-            return Some(IDLE_RECHECK);
-        }
-        Some(left)
-    }
-
-    fn is_idle(&self) -> bool {
-        let activity = lock(&self.activity);
-        // Every request that is queued or computed, and every load, belongs to an open connection.
-        activity.open == 0
-            && self
-                .options
-                .idle_timeout
-                .is_some_and(|timeout| activity.last_work.elapsed() >= timeout)
-    }
-
-    /// Counts a connection in, unless there are too many.
-    fn open(&self) -> bool {
-        let mut activity = lock(&self.activity);
-        let limit = self.options.max_queue.saturating_add(SPARE_CONNECTIONS);
-        let admitted = activity.open < limit;
-        activity.open += usize::from(admitted);
-        admitted
-    }
-
-    fn close(&self) {
-        lock(&self.activity).open -= 1;
-    }
-
     fn queue_full(&self) -> EngineError {
         EngineError::new(
             ErrorKind::QueueFull,
@@ -187,10 +141,7 @@ fn accept_until_idle<'scope, B: Backend>(
     server: &'scope Server<B>,
 ) -> Result<(), ServeError> {
     loop {
-        let ready = wait_readable(listeners, server.until_idle())?;
-        if ready.is_empty() && server.is_idle() {
-            return Ok(());
-        }
+        let ready = wait_readable(listeners, server.activity.until_idle())?;
         for listener in ready {
             match listener.accept() {
                 Ok((stream, _)) => spawn(scope, server, Arc::new(stream)),
@@ -207,6 +158,9 @@ fn accept_until_idle<'scope, B: Backend>(
                 }
             }
         }
+        if server.activity.is_idle() {
+            return Ok(());
+        }
     }
 }
 
@@ -216,7 +170,8 @@ fn spawn<'scope, B: Backend>(
     server: &'scope Server<B>,
     stream: Arc<UnixStream>,
 ) {
-    if !server.open() {
+    let limit = server.options.max_queue.saturating_add(SPARE_CONNECTIONS);
+    if !server.activity.open(limit) {
         connection::refuse(&stream, server.queue_full());
         return;
     }
@@ -231,10 +186,10 @@ fn spawn<'scope, B: Backend>(
             if let Err(error) = handled {
                 log(&error.message);
             }
-            server.close();
+            server.activity.close();
         });
     if let Err(error) = spawned {
-        server.close();
+        server.activity.close();
         let refusal = EngineError::new(
             ErrorKind::QueueFull,
             format!("the engine cannot start a thread for the request: {error}"),

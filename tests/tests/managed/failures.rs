@@ -236,6 +236,12 @@ fn searching_goes_on_while_the_same_model_embeds_anew() {
          select ner_index('again', 'body')",
     );
     settle(&mut client, "again");
+    // Its snapshot sees neither the old mentions, which will be gone, nor the new ones.
+    let mut earlier = server.connect();
+    run(
+        &mut earlier,
+        "begin isolation level repeatable read; select 1",
+    );
     run(&mut client, "select ner_reindex('again')");
     while problem(&mut client, "again").0 == "reindexing" {
         assert_eq!(
@@ -254,6 +260,13 @@ fn searching_goes_on_while_the_same_model_embeds_anew() {
         ),
         60
     );
+    let search = "select from ner_search('again', 'river')";
+    failure(earlier.execute(search, &[])).expect(
+        "40001",
+        "embedded anew",
+        "Run the transaction again",
+    );
+    drop(earlier);
     run(&mut client, "drop table again");
 }
 
