@@ -102,6 +102,9 @@ struct Eval {
     limit: Option<usize>,
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Also write the mentions' embeddings: the text's number, a tab, the vector, as COPY reads them
+    #[arg(long)]
+    embeddings: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -205,6 +208,7 @@ fn eval(options: &Eval) -> Result<(), EngineError> {
         &names,
         options.spans,
         options.threshold,
+        options.embeddings.as_deref(),
     )?;
     if options.json {
         let json = serde_json::to_string(&report)

@@ -39,12 +39,12 @@ fn the_default_head_finds_and_types_mentions_of_unseen_types() {
     let documents = corpus::sample(corpus::read(&path).unwrap(), Some(TEXTS), 1);
     let names = corpus::read_type_names(&data.join("type_names.json"), &path).unwrap();
 
-    let gold = evaluate(&embedder, &documents, &names, Spans::Gold, None).unwrap();
+    let gold = evaluate(&embedder, &documents, &names, Spans::Gold, None, None).unwrap();
     println!("{gold}");
     assert!(gold.macro_r_precision > gold.baselines.bm25);
     assert!(gold.macro_r_precision > gold.baselines.unprojected);
 
-    let detected = evaluate(&embedder, &documents, &names, Spans::Detected, None).unwrap();
+    let detected = evaluate(&embedder, &documents, &names, Spans::Detected, None, None).unwrap();
     println!("{detected}");
     let detection = detected.detection.unwrap();
     assert!(detection.coverage >= 0.80, "{detection:?}");

@@ -4,10 +4,13 @@
 pub mod auc;
 pub mod bm25;
 pub mod detection;
+mod export;
 pub mod index;
 pub mod queries;
 pub mod ranking;
 pub mod report;
+
+use std::path::Path;
 
 use candle_core::Tensor;
 
@@ -26,24 +29,29 @@ use ranking::macro_average;
 use report::{Baselines, Report, Spans, TypeReport};
 
 /// Scores a head on a corpus with gold or with detected spans; `threshold` is the least probability
-/// of a detected mention instead of the head's own.
+/// of a detected mention instead of the head's own. The mentions' embeddings are written to `export`.
 ///
 /// # Errors
-/// The model's errors; `InvalidSetting` if the corpus has no mention.
+/// The model's errors; `InvalidSetting` if the corpus has no mention or `export` cannot be written.
 pub fn evaluate(
     embedder: &Embedder,
     documents: &[Document],
     names: &TypeNames,
     spans: Spans,
     threshold: Option<f32>,
+    export: Option<&Path>,
 ) -> Result<Report> {
     let started = std::time::Instant::now();
     let index = Index::new(embedder, documents, spans, threshold)?;
     let queries = Queries::new(documents, names);
     let values = type_values(embedder, &queries.names)?;
+    let mentions = embeddings(embedder, &index.values, Side::Mention)?;
+    if let Some(path) = export {
+        export::write(path, &index.texts, &mentions)?;
+    }
     let by_head = queries.score(
         &index.texts,
-        &embeddings(embedder, &index.values, Side::Mention)?,
+        &mentions,
         &embeddings(embedder, &values, Side::Type)?,
     )?;
     let by_raw = queries.score(
