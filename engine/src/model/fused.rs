@@ -1,9 +1,10 @@
 //! The parts of a block between its matrix products, on the CPU. Candle runs them as several passes
 //! over tensors that do not fit the caches, some on one thread only, and compiled for the registers
 //! that every CPU has. Here each is one pass over rows, on all threads, compiled for the widths of
-//! registers that there are; [`pulp`] chooses at run time. Other devices run candle's operations.
+//! registers that there are; [`pulp`] chooses at run time. Other devices and other numbers than f32 run
+//! candle's operations.
 
-use candle_core::{CpuStorage, D, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, D, DType, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 use candle_nn::{ops, rotary_emb::rope_thd};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -53,6 +54,11 @@ fn each_row(rows: &mut [f32], width: usize, op: &impl RowOp) {
     });
 }
 
+/// Whether the passes of this file take a tensor.
+fn is_ours(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
+
 /// The numbers of a contiguous f32 tensor in the CPU's memory.
 ///
 /// # Errors
@@ -66,7 +72,7 @@ pub fn numbers<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
 
 /// The last dimension of `x` at a root mean square of 1, times `weight`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !is_ours(x) {
         return ops::rms_norm(x, weight, eps);
     }
     let (x_storage, x_layout) = x.storage_and_layout();
@@ -120,7 +126,7 @@ pub fn rotate(x: &Tensor, from: usize, heads: usize, cos: &Tensor, sin: &Tensor)
         bail!("cannot rotate {heads} heads of {:?}", x.shape());
     }
     let shape = (tokens, heads, 2 * half);
-    if !x.device().is_cpu() {
+    if !is_ours(x) {
         let part = x.narrow(D::Minus1, from, columns)?.contiguous()?;
         let part = part.reshape((1, tokens, heads, 2 * half))?;
         return rope_thd(&part, cos, sin)?.squeeze(0);
@@ -174,7 +180,7 @@ impl RowOp for Rotate<'_> {
 pub fn swiglu(gate_up: Tensor) -> Result<Tensor> {
     let inner = gate_up.dim(D::Minus1)? / 2;
     let gate = gate_up.narrow(D::Minus1, 0, inner)?;
-    if gate_up.device().is_cpu() {
+    if is_ours(&gate_up) {
         gate_up.inplace_op1(&SwiGlu { inner })?;
         return Ok(gate);
     }
@@ -242,7 +248,7 @@ pub fn exp(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     use super::*;
 

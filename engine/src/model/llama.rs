@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::{
     attention::{AttentionInputs, Qkv, Values, by_input, norm},
     config::LlamaConfig,
     fused::swiglu,
-    packed_attention::{KeyValues, Queries, Sequence, attention},
+    packed_attention::{KeyValues, Plan, Queries, Sequence},
     rope::Rope,
     weights::Weights,
 };
@@ -118,7 +118,8 @@ impl Llama {
                 down: by_input(&tensor("mlp.down_proj", &[hidden, inner])?)?,
             })
         };
-        let rope = Rope::new(&config, context, weights.device()).map_err(compute)?;
+        let rope =
+            Rope::new(&config, context, weights.dtype(), weights.device()).map_err(compute)?;
         Ok(Self {
             embeddings: weights.embeddings(&[config.vocab_size, hidden])?,
             blocks: (0..last).map(block).collect::<error::Result<_>>()?,
@@ -143,17 +144,56 @@ impl Llama {
     ///
     /// The pass ends where nothing more is wanted, at [`Llama::last_block`] at the latest.
     pub fn forward(&self, packed: &Packed, wanted: &Wanted) -> Result<Activations> {
-        let device = self.embeddings.device();
-        let batch = Batch::new(packed, &self.rope, device)?;
+        let prefixes = vec![0..0; packed.lengths.len()];
+        let batch = self.batch(packed, &prefixes, None, wanted.ends_only)?;
         self.run(packed, &batch, wanted)
     }
 
     /// A pass over sequences that continue an earlier one, whose cache must reach to the block
     /// before the last that is wanted.
     pub fn extend(&self, continuation: &Continuation, wanted: &Wanted) -> Result<Activations> {
-        let device = self.embeddings.device();
-        let batch = Batch::continuing(continuation, &self.rope, device)?;
-        self.run(&continuation.packed, &batch, wanted)
+        let Continuation {
+            packed,
+            prefixes,
+            cache,
+        } = continuation;
+        let batch = self.batch(packed, prefixes, Some(cache), wanted.ends_only)?;
+        self.run(packed, &batch, wanted)
+    }
+
+    /// The batch of sequences that continue the rows `prefixes` of an earlier pass.
+    fn batch<'a>(
+        &self,
+        packed: &Packed,
+        prefixes: &[Range<usize>],
+        cache: Option<&'a [(Tensor, Tensor)]>,
+        ends_only: bool,
+    ) -> Result<Batch<'a>> {
+        let (device, dtype) = (self.embeddings.device(), self.embeddings.dtype());
+        let mut sequences = Vec::with_capacity(prefixes.len());
+        let (mut positions, mut ends) = (Vec::new(), Vec::new());
+        let mut row = 0;
+        for (prefix, &length) in prefixes.iter().zip(&packed.lengths) {
+            let (prefix, own) = (prefix.clone(), row..row + length);
+            row += length;
+            positions.extend((prefix.len()..prefix.len() + length).map(|at| at as u32));
+            ends.push(row.saturating_sub(1) as u32);
+            sequences.push(Sequence { prefix, own });
+        }
+        let past = cache.and_then(|cache| cache.first());
+        let past_rows = past.map_or(Ok(0), |(keys, _)| keys.dim(0))?;
+        let head_dim = self.config.head_dim;
+        let plan = |queries| Plan::new(&sequences, queries, past_rows, head_dim, dtype, device);
+        let (cos, sin) = self.rope.rows(&Tensor::new(positions, device)?)?;
+        Ok(Batch {
+            sequences: sequences.len(),
+            ends: Tensor::new(ends, device)?,
+            cos,
+            sin,
+            all: plan(Queries::All)?,
+            last: ends_only.then(|| plan(Queries::Last)).transpose()?,
+            cache,
+        })
     }
 
     fn run(&self, packed: &Packed, batch: &Batch, wanted: &Wanted) -> Result<Activations> {
@@ -166,11 +206,12 @@ impl Llama {
         let end = read.max(wanted.cached_blocks.checked_sub(1)).unwrap_or(0);
         // Rows that are read: once only the ends are passed on, all that there are.
         let read = |rows: &Tensor| {
-            if wanted.ends_only && rows.dim(0)? > batch.sequences.len() {
-                rows.index_select(&batch.ends, 0)
+            let rows = if wanted.ends_only && rows.dim(0)? > batch.sequences {
+                rows.index_select(&batch.ends, 0)?
             } else {
-                Ok(rows.clone())
-            }
+                rows.clone()
+            };
+            rows.to_dtype(DType::F32)
         };
         for index in 0..=end {
             keep(&mut hidden, &wanted.hidden, index, || read(&x))?;
@@ -193,7 +234,7 @@ impl Llama {
                         // What follows the last block that is passed reads the ends alone.
                         let ends =
                             wanted.ends_only && index + 1 == end && end >= wanted.cached_blocks;
-                        let ends = ends.then_some(&batch.ends);
+                        let ends = if ends { batch.last.as_ref() } else { None };
                         x = self.block(block, &x, &qkv, index, batch, ends)?;
                     }
                     let v = qkv.v.flatten_from(1)?;
@@ -213,8 +254,8 @@ impl Llama {
         })
     }
 
-    /// Passes the residual stream `x` `[tokens, hidden_size]` through a block; if only the rows
-    /// `ends` of it are read afterwards, gives those.
+    /// Passes the residual stream `x` `[tokens, hidden_size]` through a block; with the plan `ends` of
+    /// the sequences' last tokens, gives their rows alone.
     fn block(
         &self,
         block: &Block,
@@ -222,13 +263,13 @@ impl Llama {
         qkv: &Qkv,
         index: usize,
         batch: &Batch,
-        ends: Option<&Tensor>,
+        ends: Option<&Plan>,
     ) -> Result<Tensor> {
-        let (x, q, queries) = match ends {
-            None => (x.clone(), qkv.q.clone(), Queries::All),
-            Some(rows) => {
-                let rows = |of: &Tensor| of.index_select(rows, 0);
-                (rows(x)?, rows(&qkv.q)?, Queries::Last)
+        let (x, q, plan) = match ends {
+            None => (x.clone(), qkv.q.clone(), &batch.all),
+            Some(plan) => {
+                let rows = |of: &Tensor| of.index_select(&batch.ends, 0);
+                (rows(x)?, rows(&qkv.q)?, plan)
             }
         };
         let own = KeyValues {
@@ -236,7 +277,7 @@ impl Llama {
             values: &qkv.v,
         };
         let past = batch.past(index)?;
-        let attended = attention(&q, own, past, &batch.sequences, queries)?.flatten_from(1)?;
+        let attended = plan.attend(&q, own, past)?.flatten_from(1)?;
         let after_attention = (x + attended.matmul(&block.output)?)?;
         let normed = norm(&self.config, &after_attention, &block.mlp_norm)?;
         let inner = swiglu(normed.matmul(&block.gate_up)?)?;
@@ -259,55 +300,22 @@ fn keep(
 
 /// The parts of a packed batch that every block uses.
 struct Batch<'a> {
-    sequences: Vec<Sequence>,
+    sequences: usize,
     /// Row of each sequence's last token, `[sequences]` u32.
     ends: Tensor,
     /// `[tokens, head_dim / 2]`.
     cos: Tensor,
     /// `[tokens, head_dim / 2]`.
     sin: Tensor,
+    /// Attention of all tokens.
+    all: Plan,
+    /// Attention of the last tokens, where it is wanted.
+    last: Option<Plan>,
     /// Cache of the pass that the sequences continue.
     cache: Option<&'a [(Tensor, Tensor)]>,
 }
 
 impl<'a> Batch<'a> {
-    fn new(packed: &Packed, rope: &Rope, device: &Device) -> Result<Self> {
-        let prefixes = vec![0..0; packed.lengths.len()];
-        Self::at(packed, &prefixes, None, rope, device)
-    }
-
-    fn continuing(of: &Continuation<'a>, rope: &Rope, device: &Device) -> Result<Self> {
-        Self::at(&of.packed, &of.prefixes, Some(of.cache), rope, device)
-    }
-
-    /// Sequences that continue these rows of an earlier pass.
-    fn at(
-        packed: &Packed,
-        prefixes: &[Range<usize>],
-        cache: Option<&'a [(Tensor, Tensor)]>,
-        rope: &Rope,
-        device: &Device,
-    ) -> Result<Self> {
-        let mut sequences = Vec::with_capacity(prefixes.len());
-        let (mut positions, mut ends) = (Vec::new(), Vec::new());
-        let mut row = 0;
-        for (prefix, &length) in prefixes.iter().zip(&packed.lengths) {
-            let (prefix, own) = (prefix.clone(), row..row + length);
-            row += length;
-            positions.extend((prefix.len()..prefix.len() + length).map(|at| at as u32));
-            ends.push(row.saturating_sub(1) as u32);
-            sequences.push(Sequence { prefix, own });
-        }
-        let (cos, sin) = rope.rows(&Tensor::new(positions, device)?)?;
-        Ok(Self {
-            sequences,
-            ends: Tensor::new(ends, device)?,
-            cos,
-            sin,
-            cache,
-        })
-    }
-
     /// Keys and values of a block that the sequences continue.
     fn past(&self, block: usize) -> Result<Option<KeyValues<'a>>> {
         let Some(cache) = self.cache else {

@@ -2,11 +2,13 @@
 
 pub mod attention;
 pub mod config;
+mod cpu_attention;
 pub mod fused;
 pub mod gguf;
 pub mod identity;
 pub mod llama;
-pub mod packed_attention;
+mod packed_attention;
+mod padded_attention;
 pub mod readout;
 pub mod rope;
 pub mod safetensors;
@@ -14,7 +16,7 @@ pub mod weights;
 
 use std::path::Path;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 use crate::{
     error::{EngineError, ErrorKind, Result, model_file},
@@ -81,6 +83,13 @@ impl Checkpoint {
 
     pub fn hash(&self) -> &str {
         &self.hash
+    }
+
+    /// Has the model run in these numbers instead of those that suit the device.
+    #[must_use]
+    pub fn in_dtype(mut self, dtype: DType) -> Self {
+        self.weights.set_dtype(dtype);
+        self
     }
 
     pub fn config(&self) -> &LlamaConfig {

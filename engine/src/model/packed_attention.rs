@@ -1,23 +1,13 @@
-//! Causal attention over packed sequences that share what they continue. Candle's own kernel wants
-//! the keys and values of each sequence side by side, so every suffix of a text would need a copy of
-//! the text's in every block. On the CPU, the kernel here reads them where the text's pass left
-//! them, each key once for all query heads that look at it.
+//! Causal attention over packed sequences that share what they continue.
 
 use std::ops::Range;
 
-use candle_core::{Result, Tensor, bail};
-use candle_nn::attention::flash_attn_varlen_cpu;
-use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
+use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::fused::{exp, numbers};
-
-/// Numbers of a head that the kernel takes together.
-const LANES: usize = 16;
-/// Most query heads that it takes together.
-const HEADS: usize = 4;
-/// Most queries of one task.
-const QUERIES: usize = 16;
+use super::{
+    cpu_attention::{LANES, in_place},
+    padded_attention::Padding,
+};
 
 /// A sequence's rows in the tensors of a pass.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,22 +34,56 @@ pub enum Queries {
     Last,
 }
 
-/// What each query of `q` `[queries, heads, head_dim]` reads of its sequence: as `q`.
-///
-/// `q` has the queries of the sequences one after the other; `past` are the keys and values of the
-/// earlier pass, without which all prefixes must be empty.
-pub fn attention(
-    q: &Tensor,
-    own: KeyValues,
-    past: Option<KeyValues>,
-    sequences: &[Sequence],
+impl Queries {
+    /// How many queries a sequence has: its last ones.
+    pub fn of(self, own: &Range<usize>) -> usize {
+        match self {
+            Self::All => own.len(),
+            Self::Last => own.len().min(1),
+        }
+    }
+}
+
+/// The attention of one batch, the same in every block.
+pub struct Plan {
+    sequences: Vec<Sequence>,
     queries: Queries,
-) -> Result<Tensor> {
-    check(q, own, past, sequences, queries)?;
-    if q.device().is_cpu() && q.dim(2)?.is_multiple_of(LANES) {
-        in_place(q, own, past, sequences, queries)
-    } else {
-        gathered(q, own, past, sequences, queries)
+    /// `None` where the CPU's own kernel runs.
+    padding: Option<Padding>,
+}
+
+impl Plan {
+    /// For sequences that continue an earlier pass of `past_rows` tokens, and heads of `head_dim`
+    /// numbers of a type.
+    pub fn new(
+        sequences: &[Sequence],
+        queries: Queries,
+        past_rows: usize,
+        head_dim: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let has_kernel = device.is_cpu() && dtype == DType::F32 && head_dim.is_multiple_of(LANES);
+        let padding = (!has_kernel)
+            .then(|| Padding::new(sequences, queries, past_rows, dtype, device))
+            .transpose()?;
+        Ok(Self {
+            sequences: sequences.to_vec(),
+            queries,
+            padding,
+        })
+    }
+
+    /// What each query of `q` `[queries, heads, head_dim]` reads of its sequence: as `q`.
+    ///
+    /// `q` has the queries of the sequences one after the other; `past` are the keys and values of
+    /// the earlier pass, without which all prefixes must be empty.
+    pub fn attend(&self, q: &Tensor, own: KeyValues, past: Option<KeyValues>) -> Result<Tensor> {
+        check(q, own, past, &self.sequences, self.queries)?;
+        match &self.padding {
+            None => in_place(q, own, past, &self.sequences, self.queries),
+            Some(padding) => padding.attend(q, own, past),
+        }
     }
 }
 
@@ -95,295 +119,9 @@ fn check(
     Ok(())
 }
 
-impl Queries {
-    /// How many queries a sequence has: its last ones.
-    fn of(self, own: &Range<usize>) -> usize {
-        match self {
-            Self::All => own.len(),
-            Self::Last => own.len().min(1),
-        }
-    }
-}
-
-fn scale(head_dim: usize) -> f32 {
+/// What scores are multiplied by.
+pub fn scale(head_dim: usize) -> f32 {
     1.0 / (head_dim as f32).sqrt()
-}
-
-/// With a copy of each sequence's keys and values, for candle's kernel.
-fn gathered(
-    q: &Tensor,
-    own: KeyValues,
-    past: Option<KeyValues>,
-    sequences: &[Sequence],
-    queries: Queries,
-) -> Result<Tensor> {
-    let device = q.device();
-    let counts = |count: &dyn Fn(&Sequence) -> usize| {
-        let counts: Vec<u32> = sequences.iter().map(|s| count(s) as u32).collect();
-        let most = counts.iter().copied().max().unwrap_or(0) as usize;
-        Ok::<_, candle_core::Error>((Tensor::new(counts, device)?, most))
-    };
-    let past_rows = past.map_or(Ok(0), |past| past.keys.dim(0))?;
-    let rows: Vec<u32> = sequences
-        .iter()
-        .flat_map(|s| {
-            s.prefix
-                .clone()
-                .chain(s.own.clone().map(|row| past_rows + row))
-        })
-        .map(|row| row as u32)
-        .collect();
-    let rows = Tensor::new(rows, device)?;
-    let gather = |past: Option<&Tensor>, own: &Tensor| {
-        let all: Vec<&Tensor> = past.into_iter().chain([own]).collect();
-        Tensor::cat(&all, 0)?.index_select(&rows, 0)
-    };
-    let (lengths, longest) = counts(&|s| queries.of(&s.own))?;
-    let (key_lengths, longest_keys) = counts(&|s| s.prefix.len() + s.own.len())?;
-    flash_attn_varlen_cpu(
-        q,
-        &gather(past.map(|past| past.keys), own.keys)?,
-        &gather(past.map(|past| past.values), own.values)?,
-        None,
-        &lengths,
-        &key_lengths,
-        longest,
-        longest_keys,
-        scale(q.dim(2)?),
-        true,
-        None,
-        None,
-    )
-}
-
-/// Reads keys and values where they are.
-fn in_place(
-    q: &Tensor,
-    own: KeyValues,
-    past: Option<KeyValues>,
-    sequences: &[Sequence],
-    queries: Queries,
-) -> Result<Tensor> {
-    let (_, heads, head_dim) = q.dims3()?;
-    let kv_heads = own.keys.dim(1)?;
-    // Without an earlier pass the prefixes are empty, and of what no row is read does not matter.
-    let past = past.unwrap_or(own);
-    let tensors = [q, past.keys, past.values, own.keys, own.values];
-    let held = tensors.map(Tensor::storage_and_layout);
-    let [q_rows, past_keys, past_values, own_keys, own_values] = held
-        .each_ref()
-        .map(|(storage, layout)| numbers(storage, layout));
-    let (q_rows, past_keys, past_values) = (q_rows?, past_keys?, past_values?);
-    let (own_keys, own_values) = (own_keys?, own_values?);
-    let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
-    let mut output = vec![0.0; q_rows.len()];
-    let numbers_of = |rows: &Range<usize>| rows.start * kv_width..rows.end * kv_width;
-    let (mut rest, mut from) = (output.as_mut_slice(), 0);
-    let mut tasks = Vec::new();
-    for Sequence { prefix, own } in sequences {
-        let all = queries.of(own);
-        for first in (0..all).step_by(QUERIES) {
-            let count = QUERIES.min(all - first);
-            let (task, after) = rest.split_at_mut(count * q_width);
-            rest = after;
-            tasks.push(Task {
-                q: &q_rows[from * q_width..(from + count) * q_width],
-                output: task,
-                visible: own.len() - all + first + 1,
-                keys: [&past_keys[numbers_of(prefix)], &own_keys[numbers_of(own)]],
-                values: [
-                    &past_values[numbers_of(prefix)],
-                    &own_values[numbers_of(own)],
-                ],
-                prefix: prefix.len(),
-                heads,
-                kv_heads,
-                head_dim,
-            });
-            from += count;
-        }
-    }
-    tasks
-        .into_par_iter()
-        .for_each(|task| Arch::new().dispatch(task));
-    drop(held);
-    Tensor::from_vec(output, q.shape(), q.device())
-}
-
-/// Successive queries of one sequence.
-struct Task<'a> {
-    /// `[queries, heads, head_dim]`.
-    q: &'a [f32],
-    /// As `q`.
-    output: &'a mut [f32],
-    /// How many of its own sequence's rows the first query sees; each further one sees one more.
-    visible: usize,
-    /// The prefix's and the sequence's own, `[rows, kv_heads, head_dim]` each.
-    keys: [&'a [f32]; 2],
-    values: [&'a [f32]; 2],
-    /// Rows of the prefix.
-    prefix: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-}
-
-impl WithSimd for Task<'_> {
-    type Output = ();
-
-    // This and all it calls is inlined, so that it is compiled for the caller's registers.
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let Self { head_dim, .. } = self;
-        let (width, group) = (self.kv_heads * head_dim, self.heads / self.kv_heads);
-        let row = self.heads * head_dim;
-        let mut weights = Vec::new();
-        let queries = self
-            .q
-            .chunks_exact(row)
-            .zip(self.output.chunks_exact_mut(row));
-        for (index, (q, output)) in queries.enumerate() {
-            let own = (self.visible + index) * width;
-            let keys = [self.keys[0], &self.keys[1][..own]];
-            let values = [self.values[0], &self.values[1][..own]];
-            let seen = self.prefix + self.visible + index;
-            for head in 0..self.kv_heads {
-                let column = head * head_dim;
-                let mut from = head * group;
-                while from < (head + 1) * group {
-                    let count = HEADS.min((head + 1) * group - from);
-                    let heads = from * head_dim..(from + count) * head_dim;
-                    let view = View {
-                        keys,
-                        values,
-                        width,
-                        column,
-                        head_dim,
-                        seen,
-                    };
-                    let (q, output) = (&q[heads.clone()], &mut output[heads]);
-                    match count {
-                        1 => view.attend::<1>(q, output, &mut weights),
-                        2 => view.attend::<2>(q, output, &mut weights),
-                        3 => view.attend::<3>(q, output, &mut weights),
-                        _ => view.attend::<HEADS>(q, output, &mut weights),
-                    }
-                    from += count;
-                }
-            }
-        }
-    }
-}
-
-/// What one query sees of one head of the keys and values.
-struct View<'a> {
-    keys: [&'a [f32]; 2],
-    values: [&'a [f32]; 2],
-    /// Numbers of a row.
-    width: usize,
-    /// Where the head begins in a row.
-    column: usize,
-    head_dim: usize,
-    /// Rows.
-    seen: usize,
-}
-
-impl View<'_> {
-    /// `q` and `output` are `[R, head_dim]`.
-    #[inline(always)]
-    fn attend<const R: usize>(&self, q: &[f32], output: &mut [f32], weights: &mut Vec<f32>) {
-        weights.clear();
-        weights.resize(R * self.seen, 0.0);
-        self.scores::<R>(q, weights);
-        let mut sums = [0.0; R];
-        for (sum, weights) in sums.iter_mut().zip(weights.chunks_exact_mut(self.seen)) {
-            *sum = exponentials(weights, scale(self.head_dim));
-        }
-        self.weigh::<R>(weights, &sums, output);
-    }
-
-    /// The products of `R` query heads with all keys, `[R, seen]`.
-    #[inline(always)]
-    fn scores<const R: usize>(&self, q: &[f32], scores: &mut [f32]) {
-        let mut at = 0;
-        for keys in self.keys {
-            for row in keys.chunks_exact(self.width) {
-                let (key, _) = row[self.column..][..self.head_dim].as_chunks::<LANES>();
-                let mut sums = [[0.0; LANES]; R];
-                for (part, key) in key.iter().enumerate() {
-                    for (head, sums) in sums.iter_mut().enumerate() {
-                        let q = &q[head * self.head_dim + part * LANES..][..LANES];
-                        for lane in 0..LANES {
-                            sums[lane] += q[lane] * key[lane];
-                        }
-                    }
-                }
-                for (head, sums) in sums.iter().enumerate() {
-                    scores[head * self.seen + at] = total(sums);
-                }
-                at += 1;
-            }
-        }
-    }
-
-    /// The means of the values, weighted by `weights` `[R, seen]` whose sums are `sums`.
-    #[inline(always)]
-    fn weigh<const R: usize>(&self, weights: &[f32], sums: &[f32; R], output: &mut [f32]) {
-        for part in (0..self.head_dim).step_by(LANES) {
-            let mut means = [[0.0; LANES]; R];
-            let mut at = 0;
-            for values in self.values {
-                for row in values.chunks_exact(self.width) {
-                    let value = &row[self.column + part..][..LANES];
-                    for (head, means) in means.iter_mut().enumerate() {
-                        let weight = weights[head * self.seen + at];
-                        for lane in 0..LANES {
-                            means[lane] += weight * value[lane];
-                        }
-                    }
-                    at += 1;
-                }
-            }
-            for (head, means) in means.iter().enumerate() {
-                let output = &mut output[head * self.head_dim + part..][..LANES];
-                for lane in 0..LANES {
-                    output[lane] = means[lane] / sums[head];
-                }
-            }
-        }
-    }
-}
-
-/// Replaces scores by the exponentials of their distance to the highest, so that none overflows;
-/// gives their sum.
-#[inline(always)]
-fn exponentials(scores: &mut [f32], scale: f32) -> f32 {
-    let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    for score in scores.iter_mut() {
-        *score = exp((*score - highest) * scale);
-    }
-    let (whole, rest) = scores.as_chunks::<LANES>();
-    let mut sums = [0.0; LANES];
-    for part in whole {
-        for lane in 0..LANES {
-            sums[lane] += part[lane];
-        }
-    }
-    total(&sums) + rest.iter().sum::<f32>()
-}
-
-/// The sum of the lanes, by halves.
-#[inline(always)]
-fn total(lanes: &[f32; LANES]) -> f32 {
-    let mut lanes = *lanes;
-    let mut half = LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            lanes[lane] += lanes[lane + half];
-        }
-        half /= 2;
-    }
-    lanes[0]
 }
 
 #[cfg(test)]

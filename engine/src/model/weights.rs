@@ -12,6 +12,7 @@ pub struct Weights {
     path: PathBuf,
     config: LlamaConfig,
     device: Device,
+    dtype: DType,
     source: Source,
 }
 
@@ -20,11 +21,22 @@ enum Source {
     Safetensors(Safetensors),
 }
 
+/// On a GPU bf16, which checkpoints of its size are published in and its matrix units are fastest with;
+/// f32 on the CPU, whose products of anything else are slower.
+fn default_dtype(device: &Device) -> DType {
+    if device.is_cpu() {
+        DType::F32
+    } else {
+        DType::BF16
+    }
+}
+
 impl Weights {
     pub fn from_gguf(gguf: Gguf, device: Device) -> Self {
         Self {
             path: gguf.path().to_path_buf(),
             config: gguf.config().clone(),
+            dtype: default_dtype(&device),
             device,
             source: Source::Gguf(gguf),
         }
@@ -39,6 +51,7 @@ impl Weights {
         Self {
             path: path.to_path_buf(),
             config,
+            dtype: default_dtype(&device),
             device,
             source: Source::Safetensors(tensors),
         }
@@ -50,6 +63,16 @@ impl Weights {
 
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// The numbers that the model runs in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Has the model run in other numbers than the device's [`default_dtype`].
+    pub fn set_dtype(&mut self, dtype: DType) {
+        self.dtype = dtype;
     }
 
     /// Hashes of what identifies the weights without reading all of them: the tensors' names,
@@ -89,12 +112,12 @@ impl Weights {
         }
     }
 
-    /// The weight of one part of a block (0-based), which must have this shape; f32.
+    /// The weight of one part of a block (0-based), which must have this shape.
     pub fn block(&self, block: usize, part: &str, shape: &[usize]) -> Result<Tensor> {
         self.tensor(&format!("model.layers.{block}.{part}.weight"), shape)
     }
 
-    /// The bias of one part of a block (0-based), which must have this shape; f32.
+    /// The bias of one part of a block (0-based), which must have this shape.
     pub fn bias(&self, block: usize, part: &str, shape: &[usize]) -> Result<Tensor> {
         self.tensor(&format!("model.layers.{block}.{part}.bias"), shape)
     }
@@ -118,6 +141,6 @@ impl Weights {
                 ),
             ));
         }
-        tensor.to_dtype(DType::F32).map_err(compute)
+        tensor.to_dtype(self.dtype).map_err(compute)
     }
 }
