@@ -31,9 +31,8 @@ static DETECTOR: Text = Text::new(Some(c"probe"));
 /// 10 minutes: longer than a pause in someone's work, so that a session rarely waits for the model
 /// to load, and short enough that a GPU is free again soon after the last use.
 static IDLE_TIMEOUT: Int = Int::new(600_000);
-/// 2048 tokens keep all cores of a CPU busy, and bound both the memory of a pass and how long an
-/// interactive request waits for the batch before it. GPUs gain from more.
-static BATCH_TOKENS: Int = Int::new(2048);
+/// The engine knows its device, and how much memory that has.
+static BATCH_TOKENS: Int = Int::new(0);
 /// 0: as many threads as the engine's cgroup and affinity give it cores. Lower it to leave cores to
 /// the server.
 static THREADS: Int = Int::new(0);
@@ -119,9 +118,9 @@ fn define_engine_options() {
     int(
         c"ner_retriever.batch_tokens",
         c"Most tokens that go through the model in one pass.",
-        c"",
+        c"0 means 2048 on a CPU, and on a GPU 16384 or what its memory allows.",
         &BATCH_TOKENS,
-        64..=1 << 20,
+        0..=1 << 20,
     );
     int(
         c"ner_retriever.threads",

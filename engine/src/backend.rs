@@ -43,6 +43,13 @@ pub trait Backend: Send + Sync + 'static {
     /// `TextTooLarge`, `InvalidSpan`.
     fn prepare(&self, input: Input) -> Result<(Self::Prepared, Vec<Self::Window>), EngineError>;
 
+    /// Most tokens of one pass: `wanted`, or what suits the device if that is 0, as far as the device
+    /// has memory for. Asked once, before the first pass.
+    ///
+    /// # Errors
+    /// `OutOfMemory` if not even one window fits, `Internal`.
+    fn batch_tokens(&self, wanted: usize) -> Result<usize, EngineError>;
+
     /// Tokens of a window, special tokens included: what it takes of the token budget.
     fn tokens(&self, window: &Self::Window) -> usize;
 
@@ -52,6 +59,9 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// `OutOfMemory` (the scheduler halves the batch and tries again), `Internal`.
     fn forward(&self, windows: &[&Self::Window]) -> Result<Vec<Self::WindowOutput>, EngineError>;
+
+    /// Whether the device has failed so that every further pass fails as well; asked after a failure.
+    fn is_lost(&self) -> bool;
 
     /// Joins the outputs of all windows of an input, in the order `prepare` gave them.
     fn finish(

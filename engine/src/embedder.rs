@@ -2,23 +2,29 @@
 
 use std::{ops::Range, path::Path};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use ner_retriever_protocol::ModelInfo;
 
 use crate::{
     backend::{Backend, Input, Output},
     device,
-    error::{EngineError, Result, compute},
+    error::{EngineError, ErrorKind, Result, compute},
     head::{self, Head, HeadDescription},
     mentions::{candidates::Candidates, probe::Probe},
     model::{
-        BaseModel, Checkpoint,
+        BaseModel, Checkpoint, MAX_WINDOW,
         llama::{Packed, Wanted},
     },
     prepare::{Prepared, Task, Window, finish, prepare},
     projection::Side,
     representation::{Place, Representation, mention_suffixes, represent, type_suffixes, want},
 };
+
+/// Keeps all cores busy, and bounds both the memory of a pass and how long an interactive request waits
+/// for the batch before it.
+const CPU_BATCH_TOKENS: usize = 2048;
+/// A GPU needs larger products to be busy, and is through with them as soon.
+const GPU_BATCH_TOKENS: usize = 16_384;
 
 /// Ranges (of bytes, or of words) with their probabilities.
 pub type Scored = Vec<(Range<usize>, f32)>;
@@ -28,6 +34,7 @@ pub struct Embedder {
     model: BaseModel,
     head: Head,
     info: ModelInfo,
+    device: Device,
 }
 
 /// What the model gave for a window.
@@ -97,6 +104,7 @@ impl Embedder {
             },
             model,
             head,
+            device,
         })
     }
 
@@ -106,6 +114,36 @@ impl Embedder {
 
     pub fn head(&self) -> &Head {
         &self.head
+    }
+
+    /// What a pass has to give for the head: with `detects` for its detector, with `embeds` for its
+    /// representations.
+    fn wanted(&self, detects: bool, embeds: bool) -> Wanted {
+        let description = &self.head.description;
+        let mut wanted = Wanted::default();
+        if let Some(detector) = description.detector.as_ref().filter(|_| detects) {
+            wanted.hidden.push(detector.block);
+        }
+        if embeds {
+            want(&description.representations, &mut wanted);
+        }
+        wanted
+    }
+
+    /// The largest pass that there can be: windows of the model's whole context.
+    fn rehearse(&self, tokens: usize) -> Result<()> {
+        let window = vec![self.model.tokenizer.first(); MAX_WINDOW.min(tokens)];
+        let windows = (0..tokens / window.len()).map(|_| window.as_slice());
+        let packed = Packed::new(windows);
+        let pass = || {
+            let activations = self
+                .model
+                .llama
+                .forward(&packed, &self.wanted(true, true))?;
+            self.device.synchronize()?;
+            Ok(activations)
+        };
+        pass().map(drop).map_err(compute)
     }
 
     /// Embeddings of a batch's mentions, in their order; type names are centred on their own mean.
@@ -156,13 +194,10 @@ impl Embedder {
         let detects = windows
             .iter()
             .any(|w| matches!(w.task, Task::Detect { .. }));
-        let mut wanted = Wanted::default();
-        if let Some((_, detector)) = detector.filter(|_| detects) {
-            wanted.hidden.push(detector.block);
-        }
-        if windows.iter().any(|window| window.embed) {
-            want(representations, &mut wanted);
-        }
+        let wanted = self.wanted(
+            detects && detector.is_some(),
+            windows.iter().any(|window| window.embed),
+        );
         let packed = Packed::new(windows.iter().map(|window| window.ids.as_slice()));
         let activations = self
             .model
@@ -245,6 +280,34 @@ impl Backend for Embedder {
 
     fn prepare(&self, input: Input) -> Result<(Prepared, Vec<Window>)> {
         prepare(&self.model, &self.head, input)
+    }
+
+    fn batch_tokens(&self, wanted: usize) -> Result<usize, EngineError> {
+        if self.device.is_cpu() {
+            return Ok(if wanted == 0 {
+                CPU_BATCH_TOKENS
+            } else {
+                wanted
+            });
+        }
+        let mut tokens = if wanted == 0 {
+            GPU_BATCH_TOKENS
+        } else {
+            wanted
+        };
+        loop {
+            match self.rehearse(tokens) {
+                Err(error) if error.kind == ErrorKind::OutOfMemory && tokens > MAX_WINDOW => {
+                    tokens /= 2;
+                }
+                result => return result.map(|()| tokens),
+            }
+        }
+    }
+
+    fn is_lost(&self) -> bool {
+        let asks = || Tensor::zeros(1, DType::F32, &self.device)?.to_vec1::<f32>();
+        asks().is_err()
     }
 
     fn tokens(&self, window: &Window) -> usize {

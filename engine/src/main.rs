@@ -63,8 +63,8 @@ struct Serve {
     /// Exit after this time without a request, ms; 0 = never
     #[arg(long, default_value_t = 600_000)]
     idle_timeout_ms: u64,
-    /// Tokens of a batch
-    #[arg(long, default_value_t = 2048)]
+    /// Tokens of a batch; 0 = what suits the device
+    #[arg(long, default_value_t = 0)]
     batch_tokens: usize,
     /// Threads of the forward pass; 0 = as many as this process may use
     #[arg(long, default_value_t = 0)]

@@ -46,7 +46,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct ServeOptions {
     /// How long after the last request for the model [`serve`] returns; `None`: never.
     pub idle_timeout: Option<Duration>,
-    /// Tokens of one batch. A window that is larger goes alone.
+    /// Tokens of one batch, 0: what suits the device. A window that is larger goes alone.
     pub batch_tokens: usize,
     /// Bytes of one text or type name.
     pub max_text_bytes: usize,

@@ -8,9 +8,9 @@ use std::thread::{self, JoinHandle};
 
 use ner_retriever_protocol::{EngineError, ErrorKind, Priority};
 
-use super::catch_panic;
 use super::queue::{Job, Pick, Queue};
 use super::status::Counters;
+use super::{catch_panic, log};
 use crate::backend::Backend;
 
 /// Where the outputs of a request's windows arrive, in order; it disconnects when the request was
@@ -25,12 +25,16 @@ pub(super) struct Scheduler<B: Backend> {
 }
 
 impl<B: Backend> Scheduler<B> {
-    /// Starts the model thread; its batches hold up to `batch_tokens` tokens.
+    /// Starts the model thread; its batches hold up to `batch_tokens` tokens, 0: what suits the device.
+    ///
+    /// # Errors
+    /// Those of [`Backend::batch_tokens`]; `Internal` without a thread.
     pub(super) fn start(
         backend: B,
         batch_tokens: usize,
         counters: Arc<Counters>,
     ) -> Result<Self, EngineError> {
+        let batch_tokens = backend.batch_tokens(batch_tokens)?;
         let backend = Arc::new(backend);
         let (jobs, waiting) = mpsc::channel();
         let model_thread = ModelThread {
@@ -96,6 +100,16 @@ impl<B: Backend> Drop for Scheduler<B> {
     }
 }
 
+/// A GPU after a fault serves no process that used it before. The next engine takes the requests that
+/// are waiting, and the supervisor's pauses are for a device that fails again and again.
+fn end_process(error: &EngineError) -> ! {
+    log(&format!(
+        "the device has failed, the engine ends: {}",
+        error.message
+    ));
+    std::process::exit(1)
+}
+
 struct ModelThread<B: Backend> {
     backend: Arc<B>,
     batch_tokens: usize,
@@ -136,6 +150,9 @@ impl<B: Backend> ModelThread<B> {
                     parts.push(part);
                 }
                 Err(error) => {
+                    if self.backend.is_lost() {
+                        end_process(&error);
+                    }
                     for pick in part {
                         queue.jobs[pick.job].failure = Some(error.clone());
                     }

@@ -208,6 +208,34 @@ fn a_failed_load_is_reported_and_tried_again() {
     assert_eq!(words(socket.ask(&texts(&["one"]))), [["ONE"]]);
 }
 
+/// In a process of its own, which is this test once more.
+#[test]
+fn a_device_that_is_lost_ends_the_process() {
+    const INNER: &str = "NER_RETRIEVER_TEST_LOST_DEVICE";
+    if std::env::var_os(INNER).is_some() {
+        let socket = Socket::new();
+        socket.serve(options(), || {
+            let mut toy = Toy::new(|_| Err(EngineError::new(ErrorKind::Internal, "a fault")));
+            toy.is_lost = true;
+            Ok(toy)
+        });
+        let answer = socket.ask(&texts(&["one"]));
+        panic!("the engine goes on: {answer:?}");
+    }
+    let name = "server::tests::a_device_that_is_lost_ends_the_process";
+    let inner = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(INNER, "1")
+        .output()
+        .unwrap();
+    assert_eq!(inner.status.code(), Some(1));
+    let log = String::from_utf8(inner.stderr).unwrap();
+    assert!(
+        log.contains("the device has failed, the engine ends: a fault"),
+        "{log}"
+    );
+}
+
 #[test]
 fn connections_after_the_idle_exit_wait_for_the_next_engine() {
     let socket = Socket::new();

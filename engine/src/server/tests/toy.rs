@@ -24,6 +24,8 @@ pub(super) struct Toy {
     forward: Box<Forward>,
     /// Inputs that were prepared.
     pub(super) prepared: Arc<AtomicUsize>,
+    /// What it says of its device.
+    pub(super) is_lost: bool,
 }
 
 impl Toy {
@@ -41,6 +43,7 @@ impl Toy {
             },
             forward: Box::new(forward),
             prepared: Arc::default(),
+            is_lost: false,
         }
     }
 }
@@ -73,6 +76,14 @@ impl Backend for Toy {
         };
         let windows = windows.into_iter().filter(|window| !window.is_empty());
         Ok((input, windows.collect()))
+    }
+
+    fn batch_tokens(&self, wanted: usize) -> Result<usize, EngineError> {
+        Ok(wanted)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.is_lost
     }
 
     fn tokens(&self, window: &String) -> usize {
