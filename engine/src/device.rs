@@ -1,6 +1,6 @@
 //! The settings that say where and how the model runs.
 
-use candle_core::{Device, DeviceLocation};
+use candle_core::{DType, Device, DeviceLocation};
 
 use crate::error::{EngineError, ErrorKind, Result};
 
@@ -20,14 +20,18 @@ pub fn select(name: &str) -> Result<Device> {
     }
 }
 
-/// Refuses number formats that this engine does not have.
+/// The numbers that `ner_retriever.dtype` names; `None`: those that suit the device.
 ///
 /// # Errors
-/// `InvalidSetting`.
-pub fn check_dtype(name: &str) -> Result<()> {
+/// `InvalidSetting` for an unknown name, and for numbers that the device does not multiply.
+pub fn dtype(name: &str, device: &Device) -> Result<Option<DType>> {
     match name {
-        "auto" | "f32" => Ok(()),
-        name => Err(invalid("dtype", name, "auto or f32")),
+        "auto" => Ok(None),
+        "f32" => Ok(Some(DType::F32)),
+        "f16" => Ok(Some(DType::F16)),
+        "bf16" if !device.is_cpu() => Ok(Some(DType::BF16)),
+        name if device.is_cpu() => Err(invalid("dtype", name, "auto, f32 or f16 on a CPU")),
+        name => Err(invalid("dtype", name, "auto, f32, f16 or bf16")),
     }
 }
 

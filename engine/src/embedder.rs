@@ -76,13 +76,16 @@ pub struct Represented {
 }
 
 impl Embedder {
-    /// Loads a base model and a head.
+    /// Loads a base model and a head, to run in numbers of `dtype` or those that suit the device.
     ///
     /// # Errors
     /// Every kind that names a model or a head.
-    pub fn load(model: &Path, head: &Path, device: Device) -> Result<Self> {
+    pub fn load(model: &Path, head: &Path, device: Device, dtype: Option<DType>) -> Result<Self> {
         let description = HeadDescription::read(head)?;
-        let checkpoint = Checkpoint::open(model, &device)?;
+        let mut checkpoint = Checkpoint::open(model, &device)?;
+        if let Some(dtype) = dtype {
+            checkpoint = checkpoint.in_dtype(dtype);
+        }
         let config = checkpoint.config();
         description.check_base_model(checkpoint.hash(), config.blocks, config.kv_dim())?;
         let head = Head::load(head, description, config.hidden_size, &device)?;

@@ -9,6 +9,7 @@ use std::{
 use candle_core::Device;
 use clap::{Args, Parser, Subcommand};
 use ner_retriever_engine::{
+    bench::{self, BenchOptions},
     corpus, device,
     embedder::Embedder,
     error::{EngineError, ErrorKind},
@@ -35,6 +36,8 @@ enum Command {
     Train(Box<TrainOptions>),
     /// Score a head on a corpus with gold spans
     Eval(Eval),
+    /// Measure a model's speed without a server
+    Bench(BenchOptions),
     /// Score the untrained V vectors of every block on a corpus with gold spans
     Sweep(Sweep),
 }
@@ -129,6 +132,7 @@ fn main() -> ExitCode {
         Command::Serve(options) => serve(options),
         Command::Train(options) => train(&options),
         Command::Eval(options) => eval(&options),
+        Command::Bench(options) => run_bench(&options),
         Command::Sweep(options) => sweep(&options),
     };
     match result {
@@ -150,14 +154,7 @@ fn serve(options: Serve) -> Result<(), EngineError> {
     if let Some(path) = &options.status_socket {
         listeners.push(server::own_listener(path).map_err(failed)?);
     }
-    let threads = match options.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    };
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .map_err(|e| EngineError::new(ErrorKind::Internal, e.to_string()))?;
+    set_threads(options.threads)?;
     let serve_options = ServeOptions {
         idle_timeout: (options.idle_timeout_ms > 0)
             .then(|| Duration::from_millis(options.idle_timeout_ms)),
@@ -166,13 +163,10 @@ fn serve(options: Serve) -> Result<(), EngineError> {
         max_queue: options.max_queue,
     };
     let load = move || {
-        device::check_dtype(&options.dtype)?;
         device::check_detector(&options.detector)?;
-        Embedder::load(
-            &options.model,
-            &options.head,
-            device::select(&options.device)?,
-        )
+        let device = device::select(&options.device)?;
+        let dtype = device::dtype(&options.dtype, &device)?;
+        Embedder::load(&options.model, &options.head, device, dtype)
     };
     server::serve(&listeners, serve_options, load).map_err(failed)
 }
@@ -201,7 +195,7 @@ fn eval(options: &Eval) -> Result<(), EngineError> {
     }
     let documents = corpus::sample(documents, options.limit, options.seed);
     let names = corpus::read_type_names(&options.types, &options.corpus)?;
-    let embedder = Embedder::load(&options.model, &options.head, Device::Cpu)?;
+    let embedder = Embedder::load(&options.model, &options.head, Device::Cpu, None)?;
     let report = eval::evaluate(
         &embedder,
         &documents,
@@ -218,6 +212,29 @@ fn eval(options: &Eval) -> Result<(), EngineError> {
         println!("{report}");
     }
     Ok(())
+}
+
+fn run_bench(options: &BenchOptions) -> Result<(), EngineError> {
+    set_threads(options.threads)?;
+    let Some(figures) = bench::run(options)? else {
+        return Ok(());
+    };
+    let json = serde_json::to_string_pretty(&figures)
+        .map_err(|e| EngineError::new(ErrorKind::Internal, e.to_string()))?;
+    println!("{json}");
+    Ok(())
+}
+
+/// Threads of the forward pass; 0: as many as this process may use.
+fn set_threads(threads: usize) -> Result<(), EngineError> {
+    let threads = match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|e| EngineError::new(ErrorKind::Internal, e.to_string()))
 }
 
 fn sweep(options: &Sweep) -> Result<(), EngineError> {

@@ -20,7 +20,7 @@ use ner_retriever_protocol::ErrorKind::*;
 use tempfile::TempDir;
 
 fn load(model: &Path, head: &Path) -> EngineError {
-    match Embedder::load(model, head, Device::Cpu) {
+    match Embedder::load(model, head, Device::Cpu, None) {
         Ok(_) => panic!("{} with {} loads", model.display(), head.display()),
         Err(error) => error,
     }
@@ -36,7 +36,7 @@ fn intact() -> TempDir {
         fs::copy(file.path(), model.join(file.file_name())).unwrap();
     }
     write_head(&folder.path().join("head"));
-    Embedder::load(&model, &folder.path().join("head"), Device::Cpu).unwrap();
+    Embedder::load(&model, &folder.path().join("head"), Device::Cpu, None).unwrap();
     folder
 }
 

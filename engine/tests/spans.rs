@@ -16,7 +16,7 @@ use unicode_segmentation::UnicodeSegmentation;
 fn embedder() -> Embedder {
     let head = tempfile::tempdir().unwrap();
     write_head(head.path());
-    Embedder::load(&checkpoint(), head.path(), Device::Cpu).unwrap()
+    Embedder::load(&checkpoint(), head.path(), Device::Cpu, None).unwrap()
 }
 
 /// Span ends beside suffixes.
@@ -32,7 +32,7 @@ fn suffix_embedder() -> Embedder {
         query_form: "a {type}".to_owned(),
     };
     write_head_of(head.path(), vec![span_end, suffix]);
-    Embedder::load(&checkpoint(), head.path(), Device::Cpu).unwrap()
+    Embedder::load(&checkpoint(), head.path(), Device::Cpu, None).unwrap()
 }
 
 fn run(embedder: &Embedder, input: Input) -> Result<Output, EngineError> {

@@ -171,7 +171,7 @@ fn what_is_distilled_is_a_head_and_comes_out_the_same_again() {
         assert!(read("first") == read("second"), "{file}");
     }
 
-    let embedder = Embedder::load(&model, &folder.0.join("first"), Device::Cpu).unwrap();
+    let embedder = Embedder::load(&model, &folder.0.join("first"), Device::Cpu, None).unwrap();
     let answer = |input| {
         let (prepared, windows) = embedder.prepare(input).unwrap();
         let outputs = embedder

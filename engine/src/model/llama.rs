@@ -135,6 +135,11 @@ impl Llama {
         &self.config
     }
 
+    /// The numbers that the pass computes in.
+    pub fn dtype(&self) -> DType {
+        self.embeddings.dtype()
+    }
+
     /// 0-based number of the last block, whose V projection is the last thing computed.
     pub fn last_block(&self) -> usize {
         self.blocks.len()
@@ -169,7 +174,7 @@ impl Llama {
         cache: Option<&'a [(Tensor, Tensor)]>,
         ends_only: bool,
     ) -> Result<Batch<'a>> {
-        let (device, dtype) = (self.embeddings.device(), self.embeddings.dtype());
+        let (device, dtype) = (self.embeddings.device(), self.dtype());
         let mut sequences = Vec::with_capacity(prefixes.len());
         let (mut positions, mut ends) = (Vec::new(), Vec::new());
         let mut row = 0;

@@ -31,6 +31,7 @@ use model_slot::ModelSlot;
 pub use process::{inherited_listener, own_listener, prepare_process};
 use scheduler::Scheduler;
 use status::Counters;
+pub use status::resident_bytes;
 
 /// How long a client may take to send its request, and to take its answer. Both sides are on one
 /// machine: only a stopped or broken client needs longer.

@@ -62,7 +62,7 @@ impl Counters {
 }
 
 /// Resident memory of this process, bytes; 0 where the system does not tell.
-fn resident_bytes() -> u64 {
+pub fn resident_bytes() -> u64 {
     // Not statm: its unit is the page, whose size it does not give.
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     status

@@ -1,0 +1,311 @@
+//! The speed of a loaded model without server, sockets and sessions (`bench/` measures with them).
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, sync_channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use candle_core::{Tensor, safetensors};
+use clap::Args;
+use ner_retriever_protocol::{Span, TextRequest};
+use serde::Serialize;
+use unicode_segmentation::UnicodeSegmentation;
+
+use crate::{
+    backend::{Backend, Input},
+    device,
+    embedder::Embedder,
+    error::{EngineError, ErrorKind, Result, compute},
+    prepare::Window,
+    projection::Side,
+    server::resident_bytes,
+};
+
+/// Calls whose times make a percentile.
+const CALLS: usize = 200;
+/// Prepared texts that wait for the model, so that it never waits for them.
+const AHEAD: usize = 1024;
+
+#[derive(Args)]
+pub struct BenchOptions {
+    #[arg(long)]
+    model: PathBuf,
+    #[arg(long)]
+    head: PathBuf,
+    /// A text a line
+    #[arg(long)]
+    texts: PathBuf,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    #[arg(long, default_value = "auto")]
+    dtype: String,
+    /// Tokens of a batch; 0 = what suits the device
+    #[arg(long, default_value_t = 0)]
+    batch_tokens: usize,
+    /// Threads of the forward pass; 0 = as many as this process may use
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Go over the texts again and again for at least this time
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+    /// Embed the first and the last word of each text instead of detecting mentions
+    #[arg(long)]
+    given_spans: bool,
+    /// Measure nothing, but write what the model gives for the texts (with --given-spans): their token
+    /// ids, the rows of the mentions' last tokens, their V vectors and their embeddings
+    #[arg(long, requires = "given_spans")]
+    vectors: Option<PathBuf>,
+}
+
+/// What was measured.
+#[derive(Serialize)]
+pub struct Figures {
+    device: String,
+    dtype: String,
+    batch_tokens: usize,
+    /// From the start of loading to the model's readiness, the rehearsal of a GPU's batch included, s.
+    load_s: f64,
+    bulk: Bulk,
+    /// One type's embedding, ms.
+    r#type: Percentiles,
+    /// One text's mentions, ms.
+    text: Percentiles,
+    resident_bytes: u64,
+}
+
+/// Throughput; tokens are those of the texts, the first token of each included.
+#[derive(Default, Serialize)]
+struct Bulk {
+    texts: usize,
+    tokens: usize,
+    mentions: usize,
+    seconds: f64,
+    texts_per_s: f64,
+    tokens_per_s: f64,
+}
+
+#[derive(Serialize)]
+struct Percentiles {
+    p50_ms: f64,
+    p99_ms: f64,
+}
+
+/// Loads the model and measures it; `None` if only its vectors were asked for.
+///
+/// # Errors
+/// The model's errors; `InvalidSetting` for texts that cannot be read or have nothing to embed.
+pub fn run(options: &BenchOptions) -> Result<Option<Figures>> {
+    let texts = std::fs::read_to_string(&options.texts)
+        .map_err(|error| invalid("read", &options.texts, &error))?;
+    let inputs: Vec<Input> = texts
+        .lines()
+        .filter(|text| !text.trim().is_empty())
+        .map(|text| input(text, options.given_spans))
+        .collect();
+    if inputs.is_empty() {
+        return Err(invalid("use", &options.texts, &"it has no text"));
+    }
+    let started = Instant::now();
+    let device = device::select(&options.device)?;
+    let dtype = device::dtype(&options.dtype, &device)?;
+    let embedder = Embedder::load(&options.model, &options.head, device, dtype)?;
+    let batch_tokens = embedder.batch_tokens(options.batch_tokens)?;
+    let load_s = started.elapsed().as_secs_f64();
+    if let Some(path) = &options.vectors {
+        write_vectors(&embedder, &inputs, batch_tokens, path)?;
+        return Ok(None);
+    }
+    // What the first pass allocates and compiles is not measured.
+    bulk(&embedder, &inputs, batch_tokens, 0.0)?;
+    Ok(Some(Figures {
+        device: embedder.info().device.clone(),
+        dtype: format!("{:?}", embedder.model().llama.dtype()).to_lowercase(),
+        batch_tokens,
+        load_s,
+        bulk: bulk(&embedder, &inputs, batch_tokens, options.seconds)?,
+        r#type: latency(|call| answer(&embedder, type_name(call)))?,
+        text: latency(|call| answer(&embedder, inputs[call % inputs.len()].clone()))?,
+        resident_bytes: resident_bytes(),
+    }))
+}
+
+fn invalid(action: &str, path: &Path, problem: &dyn std::fmt::Display) -> EngineError {
+    EngineError::new(
+        ErrorKind::InvalidSetting,
+        format!("cannot {action} {}: {problem}", path.display()),
+    )
+}
+
+fn input(text: &str, given_spans: bool) -> Input {
+    let spans = given_spans.then(|| first_and_last_word(text));
+    Input::Text {
+        request: TextRequest {
+            text: text.to_owned(),
+            spans,
+        },
+        embed: true,
+        threshold: None,
+    }
+}
+
+fn first_and_last_word(text: &str) -> Vec<Span> {
+    let words: Vec<Span> = text
+        .unicode_word_indices()
+        .map(|(start, word)| {
+            let chars = |until: usize| text[..until].chars().count() as u32;
+            Span {
+                start: chars(start),
+                end: chars(start + word.len()),
+            }
+        })
+        .collect();
+    let mut ends: Vec<Span> = words
+        .first()
+        .into_iter()
+        .chain(words.last())
+        .copied()
+        .collect();
+    ends.dedup();
+    ends
+}
+
+fn type_name(call: usize) -> Input {
+    Input::Type {
+        name: format!("kind of thing number {call}"),
+    }
+}
+
+/// Runs one input alone, as the first request of an idle engine is.
+fn answer(embedder: &Embedder, input: Input) -> Result<()> {
+    let (prepared, windows) = embedder.prepare(input)?;
+    let windows: Vec<&Window> = windows.iter().collect();
+    let outputs = embedder.forward(&windows)?;
+    embedder.finish(prepared, outputs).map(drop)
+}
+
+fn latency(mut call: impl FnMut(usize) -> Result<()>) -> Result<Percentiles> {
+    let mut times = Vec::with_capacity(CALLS);
+    for number in 0..CALLS {
+        let started = Instant::now();
+        call(number)?;
+        times.push(started.elapsed().as_secs_f64() * 1000.0);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(Percentiles {
+        p50_ms: times[CALLS / 2],
+        p99_ms: times[CALLS * 99 / 100],
+    })
+}
+
+/// Goes over the inputs until `seconds` have passed, at least once.
+fn bulk(embedder: &Embedder, inputs: &[Input], batch_tokens: usize, seconds: f64) -> Result<Bulk> {
+    let mut sum = Bulk::default();
+    let started = Instant::now();
+    while sum.texts == 0 || started.elapsed() < Duration::from_secs_f64(seconds) {
+        // As in the server, texts are prepared on another thread than the model's.
+        let (sender, prepared) = sync_channel(AHEAD);
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                for input in inputs {
+                    if sender.send(embedder.prepare(input.clone())).is_err() {
+                        return;
+                    }
+                }
+            });
+            embed(embedder, prepared, batch_tokens, &mut sum)
+        })?;
+    }
+    sum.seconds = started.elapsed().as_secs_f64();
+    sum.texts_per_s = sum.texts as f64 / sum.seconds;
+    sum.tokens_per_s = sum.tokens as f64 / sum.seconds;
+    Ok(sum)
+}
+
+type PreparedText = Result<(<Embedder as Backend>::Prepared, Vec<Window>)>;
+
+/// Runs what is prepared in batches, and counts it.
+fn embed(
+    embedder: &Embedder,
+    prepared: Receiver<PreparedText>,
+    batch_tokens: usize,
+    sum: &mut Bulk,
+) -> Result<()> {
+    let mut batch: Vec<Window> = Vec::new();
+    let mut tokens = 0;
+    let mut run = |batch: &mut Vec<Window>, tokens: &mut usize| -> Result<()> {
+        let outputs = embedder.forward(&batch.iter().collect::<Vec<_>>())?;
+        sum.mentions += outputs.iter().map(|o| o.mentions.len()).sum::<usize>();
+        sum.tokens += std::mem::take(tokens);
+        batch.clear();
+        Ok(())
+    };
+    for text in prepared {
+        let (_, windows) = text?;
+        sum.texts += 1;
+        for window in windows {
+            if tokens + window.ids.len() > batch_tokens && !batch.is_empty() {
+                run(&mut batch, &mut tokens)?;
+            }
+            tokens += window.ids.len();
+            batch.push(window);
+        }
+    }
+    if batch.is_empty() {
+        return Ok(());
+    }
+    run(&mut batch, &mut tokens)
+}
+
+/// Writes, of texts of one window each: `ids` `[tokens]`, `lengths` `[texts]`, `rows` `[mentions]` of the
+/// ids (the mentions' last tokens), `values` `[mentions, input_dims]`, `embeddings` `[mentions, dims]`.
+fn write_vectors(
+    embedder: &Embedder,
+    inputs: &[Input],
+    batch_tokens: usize,
+    path: &Path,
+) -> Result<()> {
+    let (mut ids, mut lengths, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+    let mut values = Vec::new();
+    let mut batch = Vec::new();
+    for (index, input) in inputs.iter().enumerate() {
+        let (_, windows) = embedder.prepare(input.clone())?;
+        let [window] = <[Window; 1]>::try_from(windows).map_err(|windows| {
+            let found = windows.len();
+            invalid(
+                "use",
+                path,
+                &format!("text {} has {found} windows", index + 1),
+            )
+        })?;
+        let (_, ends) = window.mentions(&[]);
+        rows.extend(ends.iter().map(|end| (ids.len() + end) as u32));
+        ids.extend_from_slice(&window.ids);
+        lengths.push(window.ids.len() as u32);
+        batch.push(window);
+        let tokens: usize = batch.iter().map(|window| window.ids.len()).sum();
+        if tokens >= batch_tokens || index + 1 == inputs.len() {
+            let windows: Vec<&Window> = batch.iter().collect();
+            values.extend(embedder.represent(&windows)?.values);
+            batch.clear();
+        }
+    }
+    let write = || {
+        let values = Tensor::cat(&values, 0)?;
+        let embeddings = embedder.head().projection.apply(&values, Side::Mention)?;
+        let device = &candle_core::Device::Cpu;
+        let numbers = |of: Vec<u32>| Tensor::new(of, device);
+        let tensors = HashMap::from([
+            ("ids", numbers(ids)?),
+            ("lengths", numbers(lengths)?),
+            ("rows", numbers(rows)?),
+            ("values", values.to_device(device)?),
+            ("embeddings", embeddings.to_device(device)?),
+        ]);
+        safetensors::save(&tensors, path)
+    };
+    write().map_err(compute)
+}
