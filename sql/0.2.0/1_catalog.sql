@@ -130,7 +130,10 @@ SELECT
     END AS rows_done,
     CASE WHEN i.state = 'new' THEN NULL ELSE i.rows_total END AS rows_total,
     w.rows_waiting, f.rows_failed,
-    i.fingerprint, i.dims, i.last_error, i.last_error_at, i.created_at
+    i.fingerprint,
+    -- Unknown while no engine has a model.
+    (SELECT i.fingerprint <> e.fingerprint FROM @extschema@.ner_engine_status() AS e) AS stale,
+    i.dims, i.last_error, i.last_error_at, i.created_at
 FROM ner_retriever.managed_index AS i
 CROSS JOIN LATERAL (
     SELECT pg_catalog.count(DISTINCT p.key) AS rows_waiting,

@@ -165,6 +165,8 @@ fn another_models_mentions_are_neither_searched_nor_mixed() {
         "SELECT ner_reindex('public.stale')",
     );
     assert!(error.message.contains(&old), "{error:?}");
+    let is_stale = "select stale from ner_retriever.indexes where \"table\" = 'stale'::regclass";
+    assert!(value::<bool>(&mut client, is_stale));
     run(
         &mut client,
         "insert into stale values (3, 'A Utahraptor was found in Utah')",
@@ -182,6 +184,7 @@ fn another_models_mentions_are_neither_searched_nor_mixed() {
 
     run(&mut client, "select ner_reindex('stale')");
     settle(&mut client, "stale");
+    assert!(!value::<bool>(&mut client, is_stale));
     assert_eq!(
         rows(
             &mut client,
