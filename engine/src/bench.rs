@@ -111,8 +111,8 @@ pub fn run(options: &BenchOptions) -> Result<Option<Figures>> {
     }
     let started = Instant::now();
     let device = device::select(&options.device)?;
-    let dtype = device::dtype(&options.dtype, &device)?;
-    let embedder = Embedder::load(&options.model, &options.head, device, dtype)?;
+    let numbers = device::numbers(&options.dtype, &device)?;
+    let embedder = Embedder::load(&options.model, &options.head, device, numbers)?;
     let batch_tokens = embedder.batch_tokens(options.batch_tokens)?;
     let load_s = started.elapsed().as_secs_f64();
     if let Some(path) = &options.vectors {

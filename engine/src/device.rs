@@ -1,8 +1,11 @@
 //! The settings that say where and how the model runs.
 
-use candle_core::{DType, Device, DeviceLocation};
+use candle_core::{Device, DeviceLocation};
 
-use crate::error::{EngineError, ErrorKind, Result};
+use crate::{
+    error::{EngineError, ErrorKind, Result},
+    model::Numbers,
+};
 
 /// The device that `ner_retriever.device` names.
 ///
@@ -24,13 +27,14 @@ pub fn select(name: &str) -> Result<Device> {
 ///
 /// # Errors
 /// `InvalidSetting` for an unknown name, and for numbers that the device does not multiply.
-pub fn dtype(name: &str, device: &Device) -> Result<Option<DType>> {
+pub fn numbers(name: &str, device: &Device) -> Result<Option<Numbers>> {
     match name {
         "auto" => Ok(None),
-        "f32" => Ok(Some(DType::F32)),
-        "f16" => Ok(Some(DType::F16)),
-        "bf16" if !device.is_cpu() => Ok(Some(DType::BF16)),
-        name if device.is_cpu() => Err(invalid("dtype", name, "auto, f32 or f16 on a CPU")),
+        "f32" => Ok(Some(Numbers::F32)),
+        "f16" => Ok(Some(Numbers::F16)),
+        "bf16" if !device.is_cpu() => Ok(Some(Numbers::Bf16)),
+        "int8" if device.is_cpu() => Ok(Some(Numbers::Int8)),
+        name if device.is_cpu() => Err(invalid("dtype", name, "auto, f32, f16 or int8 on a CPU")),
         name => Err(invalid("dtype", name, "auto, f32, f16 or bf16")),
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     head::{self, Head, HeadDescription},
     mentions::{candidates::Candidates, probe::Probe},
     model::{
-        BaseModel, Checkpoint, MAX_WINDOW,
+        BaseModel, Checkpoint, MAX_WINDOW, Numbers,
         llama::{Packed, Wanted},
     },
     prepare::{Prepared, Task, Window, finish, prepare},
@@ -76,15 +76,20 @@ pub struct Represented {
 }
 
 impl Embedder {
-    /// Loads a base model and a head, to run in numbers of `dtype` or those that suit the device.
+    /// Loads a base model and a head, to run in `numbers` or those that suit the device.
     ///
     /// # Errors
     /// Every kind that names a model or a head.
-    pub fn load(model: &Path, head: &Path, device: Device, dtype: Option<DType>) -> Result<Self> {
+    pub fn load(
+        model: &Path,
+        head: &Path,
+        device: Device,
+        numbers: Option<Numbers>,
+    ) -> Result<Self> {
         let description = HeadDescription::read(head)?;
         let mut checkpoint = Checkpoint::open(model, &device)?;
-        if let Some(dtype) = dtype {
-            checkpoint = checkpoint.in_dtype(dtype);
+        if let Some(numbers) = numbers {
+            checkpoint = checkpoint.in_numbers(numbers);
         }
         let config = checkpoint.config();
         description.check_base_model(checkpoint.hash(), config.blocks, config.kv_dim())?;

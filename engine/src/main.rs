@@ -105,6 +105,9 @@ struct Eval {
     limit: Option<usize>,
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// As ner_retriever.dtype
+    #[arg(long, default_value = "auto")]
+    dtype: String,
     /// Also write the mentions' embeddings: the text's number, a tab, the vector, as COPY reads them
     #[arg(long)]
     embeddings: Option<PathBuf>,
@@ -165,8 +168,8 @@ fn serve(options: Serve) -> Result<(), EngineError> {
     let load = move || {
         device::check_detector(&options.detector)?;
         let device = device::select(&options.device)?;
-        let dtype = device::dtype(&options.dtype, &device)?;
-        Embedder::load(&options.model, &options.head, device, dtype)
+        let numbers = device::numbers(&options.dtype, &device)?;
+        Embedder::load(&options.model, &options.head, device, numbers)
     };
     server::serve(&listeners, serve_options, load).map_err(failed)
 }
@@ -195,7 +198,8 @@ fn eval(options: &Eval) -> Result<(), EngineError> {
     }
     let documents = corpus::sample(documents, options.limit, options.seed);
     let names = corpus::read_type_names(&options.types, &options.corpus)?;
-    let embedder = Embedder::load(&options.model, &options.head, Device::Cpu, None)?;
+    let numbers = device::numbers(&options.dtype, &Device::Cpu)?;
+    let embedder = Embedder::load(&options.model, &options.head, Device::Cpu, numbers)?;
     let report = eval::evaluate(
         &embedder,
         &documents,

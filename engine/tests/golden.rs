@@ -5,9 +5,9 @@ mod gguf;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use ner_retriever_engine::model::{
-    BaseModel, Checkpoint,
+    BaseModel, Checkpoint, Numbers,
     config::RopeScaling,
     llama::{Continuation, Packed, Wanted},
 };
@@ -41,12 +41,12 @@ fn golden(name: &str) -> Golden {
 }
 
 fn load(path: &Path) -> BaseModel {
-    load_in(DType::F32, path)
+    load_in(Numbers::F32, path)
 }
 
-fn load_in(dtype: DType, path: &Path) -> BaseModel {
+fn load_in(numbers: Numbers, path: &Path) -> BaseModel {
     let checkpoint = Checkpoint::open(path, &Device::Cpu).unwrap();
-    let checkpoint = checkpoint.in_dtype(dtype);
+    let checkpoint = checkpoint.in_numbers(numbers);
     let last = checkpoint.config().blocks - 1;
     checkpoint.load(last).unwrap()
 }
@@ -72,6 +72,13 @@ fn relative_distance(a: &[f32], b: &[f32]) -> f64 {
     let difference = norm(&mut a.iter().zip(b).map(|(x, y)| f64::from(x - y)));
     difference / norm(&mut b.iter().map(|x| f64::from(*x)))
 }
+
+/// Rounding to seven bits and a sign, which differences in the last place of an f32 may turn.
+const INT8: Tolerance = Tolerance {
+    cosine: 0.95,
+    distance: 0.35,
+    packed: 0.1,
+};
 
 /// How near vectors must be.
 struct Tolerance {
@@ -147,7 +154,8 @@ fn smollm2_matches_transformers() {
     };
     let golden = golden("smollm2.json");
     check(&load(&model), &golden, &F32);
-    check(&load_in(DType::F16, &model), &golden, &F16);
+    check(&load_in(Numbers::F16, &model), &golden, &F16);
+    check(&load_in(Numbers::Int8, &model), &golden, &INT8);
 }
 
 /// A tiny checkpoint, as a folder and as GGUF; gives the latter for further checks.
@@ -158,7 +166,7 @@ fn check_both(name: &str, pre: &str) -> BaseModel {
     let golden = golden(&format!("{name}.json"));
     check(&load(&folder), &golden, &F32);
     // Other numbers than f32 go the way that a GPU goes: candle's operations, padded attention.
-    check(&load_in(DType::F16, &folder), &golden, &F16);
+    check(&load_in(Numbers::F16, &folder), &golden, &F16);
     let file = tempfile::NamedTempFile::new().unwrap();
     gguf::convert(&folder, pre, file.path(), |_, _| ());
     let model = load(file.path());
@@ -195,7 +203,7 @@ fn a_continuation_gives_what_the_whole_sequence_gives() {
     for name in ["tiny_llama3", "tiny_qwen2", "tiny_qwen3"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
         check_continuation(&load(&folder.join(name)), F32.packed);
-        check_continuation(&load_in(DType::F16, &folder.join(name)), F16.packed);
+        check_continuation(&load_in(Numbers::F16, &folder.join(name)), F16.packed);
     }
 }
 

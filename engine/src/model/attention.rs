@@ -5,14 +5,14 @@ use candle_core::{D, Result, Tensor};
 use super::{
     config::LlamaConfig,
     fused::{rms_norm, rotate},
+    matrix::Matrix,
     weights::Weights,
 };
-use crate::error::{self, compute};
+use crate::error;
 
 /// A product with a matrix, and the bias that some families add.
 struct Linear {
-    /// `[in, out]`, see [`by_input`].
-    weight: Tensor,
+    weight: Matrix,
     /// `[out]`.
     bias: Option<Tensor>,
 }
@@ -23,6 +23,8 @@ pub struct AttentionInputs {
     /// Q, K and V side by side, so that one product reads the activations once:
     /// `[hidden_size, (heads + 2 * kv_heads) * head_dim]`.
     qkv: Linear,
+    /// V alone, where it cannot be cut out of `qkv`.
+    v: Option<Linear>,
     /// The norms of each head of Q and of K, `[head_dim]` each.
     head_norms: Option<(Tensor, Tensor)>,
 }
@@ -66,6 +68,10 @@ impl AttentionInputs {
         Ok(Self {
             norm: weights.block(block, "input_layernorm", &[config.hidden_size])?,
             qkv: Linear::load(weights, block, &parts)?,
+            v: weights
+                .int8()
+                .then(|| Linear::load(weights, block, &parts[2..]))
+                .transpose()?,
             head_norms,
         })
     }
@@ -105,13 +111,20 @@ impl AttentionInputs {
 
     /// V alone, as [`Values::forward`] gives it.
     pub fn values(&self, config: &LlamaConfig, x: &Tensor) -> Result<Tensor> {
-        let (kv_dim, all) = (config.kv_dim(), self.qkv.weight.dim(1)?);
-        let last = |of: &Tensor| of.narrow(D::Minus1, all - kv_dim, kv_dim)?.contiguous();
-        let v = Linear {
-            weight: last(&self.qkv.weight)?,
-            bias: self.qkv.bias.as_ref().map(last).transpose()?,
-        };
-        v.forward(&norm(config, x, &self.norm)?)
+        let normed = norm(config, x, &self.norm)?;
+        match (&self.v, &self.qkv.weight) {
+            (Some(v), _) => v.forward(&normed),
+            (None, Matrix::Int8(_)) => candle_core::bail!("V of a block was not loaded"),
+            (None, Matrix::Float(qkv)) => {
+                let (kv_dim, all) = (config.kv_dim(), qkv.dim(1)?);
+                let last = |of: &Tensor| of.narrow(D::Minus1, all - kv_dim, kv_dim)?.contiguous();
+                let v = Linear {
+                    weight: Matrix::Float(last(qkv)?),
+                    bias: self.qkv.bias.as_ref().map(last).transpose()?,
+                };
+                v.forward(&normed)
+            }
+        }
     }
 }
 
@@ -145,7 +158,7 @@ impl Linear {
         let matrix = |part: &str, width| weights.block(block, part, &[width, config.hidden_size]);
         let bias = |part: &str, width| weights.bias(block, part, &[width]);
         Ok(Self {
-            weight: by_input(&stack(&matrix)?)?,
+            weight: Matrix::new(&stack(&matrix)?, weights.int8())?,
             bias: if config.attention.qkv_bias {
                 Some(stack(&bias)?)
             } else {
@@ -155,18 +168,12 @@ impl Linear {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let product = x.matmul(&self.weight)?;
+        let product = self.weight.product(x)?;
         match &self.bias {
             Some(bias) => product.broadcast_add(bias),
             None => Ok(product),
         }
     }
-}
-
-/// A checkpoint's matrix `[out, in]` as `[in, out]`: gemm then reads the weights where they lie
-/// instead of repacking all of them in every product, which took a tenth of a pass.
-pub fn by_input(weight: &Tensor) -> error::Result<Tensor> {
-    weight.t().and_then(|t| t.contiguous()).map_err(compute)
 }
 
 /// The last dimension of `x` at a root mean square of 1, times `weight`.

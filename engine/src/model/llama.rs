@@ -5,9 +5,10 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor};
 
 use super::{
-    attention::{AttentionInputs, Qkv, Values, by_input, norm},
+    attention::{AttentionInputs, Qkv, Values, norm},
     config::LlamaConfig,
     fused::swiglu,
+    matrix::Matrix,
     packed_attention::{KeyValues, Plan, Queries, Sequence},
     rope::Rope,
     weights::Weights,
@@ -29,12 +30,12 @@ pub struct Llama {
 struct Block {
     inputs: AttentionInputs,
     /// `[heads * head_dim, hidden_size]`.
-    output: Tensor,
+    output: Matrix,
     mlp_norm: Tensor,
     /// Gate and up side by side, `[hidden_size, 2 * intermediate_size]`.
-    gate_up: Tensor,
+    gate_up: Matrix,
     /// `[intermediate_size, hidden_size]`.
-    down: Tensor,
+    down: Matrix,
 }
 
 /// Texts of different lengths side by side without padding.
@@ -105,17 +106,18 @@ impl Llama {
         let config = weights.config().clone();
         let (hidden, q) = (config.hidden_size, config.heads * config.head_dim);
         let inner = config.intermediate_size;
+        let matrix = |of: &Tensor| Matrix::new(of, weights.int8());
         let block = |index: usize| -> error::Result<Block> {
             let tensor = |name: &str, shape: &[usize]| weights.block(index, name, shape);
             Ok(Block {
                 inputs: AttentionInputs::load(weights, index)?,
-                output: by_input(&tensor("self_attn.o_proj", &[hidden, q])?)?,
+                output: matrix(&tensor("self_attn.o_proj", &[hidden, q])?)?,
                 mlp_norm: tensor("post_attention_layernorm", &[hidden])?,
-                gate_up: by_input(&weights.cat(&[
+                gate_up: matrix(&weights.cat(&[
                     tensor("mlp.gate_proj", &[inner, hidden])?,
                     tensor("mlp.up_proj", &[inner, hidden])?,
                 ])?)?,
-                down: by_input(&tensor("mlp.down_proj", &[hidden, inner])?)?,
+                down: matrix(&tensor("mlp.down_proj", &[hidden, inner])?)?,
             })
         };
         let rope =
@@ -283,10 +285,10 @@ impl Llama {
         };
         let past = batch.past(index)?;
         let attended = plan.attend(&q, own, past)?.flatten_from(1)?;
-        let after_attention = (x + attended.matmul(&block.output)?)?;
+        let after_attention = (x + block.output.product(&attended)?)?;
         let normed = norm(&self.config, &after_attention, &block.mlp_norm)?;
-        let inner = swiglu(normed.matmul(&block.gate_up)?)?;
-        after_attention + inner.matmul(&block.down)?
+        let inner = swiglu(block.gate_up.product(&normed)?)?;
+        after_attention + block.down.product(&inner)?
     }
 }
 

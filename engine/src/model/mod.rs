@@ -7,6 +7,7 @@ pub mod fused;
 pub mod gguf;
 pub mod identity;
 pub mod llama;
+mod matrix;
 mod packed_attention;
 mod padded_attention;
 pub mod readout;
@@ -16,7 +17,7 @@ pub mod weights;
 
 use std::path::Path;
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 
 use crate::{
     error::{EngineError, ErrorKind, Result, model_file},
@@ -28,6 +29,7 @@ use gguf::Gguf;
 use llama::Llama;
 use readout::Readout;
 use safetensors::Safetensors;
+pub use weights::Numbers;
 use weights::Weights;
 
 /// Longest sequence of tokens that goes through the model in one piece, first token included.
@@ -87,8 +89,8 @@ impl Checkpoint {
 
     /// Has the model run in these numbers instead of those that suit the device.
     #[must_use]
-    pub fn in_dtype(mut self, dtype: DType) -> Self {
-        self.weights.set_dtype(dtype);
+    pub fn in_numbers(mut self, numbers: Numbers) -> Self {
+        self.weights.set_numbers(numbers);
         self
     }
 

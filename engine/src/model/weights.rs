@@ -12,8 +12,29 @@ pub struct Weights {
     path: PathBuf,
     config: LlamaConfig,
     device: Device,
-    dtype: DType,
+    numbers: Numbers,
     source: Source,
+}
+
+/// What a model computes with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numbers {
+    F32,
+    F16,
+    Bf16,
+    /// Weights and activations of the matrix products in int8, all else in f32.
+    Int8,
+}
+
+impl Numbers {
+    /// The numbers between the products.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 | Self::Int8 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
 }
 
 enum Source {
@@ -22,12 +43,12 @@ enum Source {
 }
 
 /// On a GPU bf16, which checkpoints of its size are published in and its matrix units are fastest with;
-/// f32 on the CPU, whose products of anything else are slower.
-fn default_dtype(device: &Device) -> DType {
+/// f32 on the CPU.
+fn default_numbers(device: &Device) -> Numbers {
     if device.is_cpu() {
-        DType::F32
+        Numbers::F32
     } else {
-        DType::BF16
+        Numbers::Bf16
     }
 }
 
@@ -36,7 +57,7 @@ impl Weights {
         Self {
             path: gguf.path().to_path_buf(),
             config: gguf.config().clone(),
-            dtype: default_dtype(&device),
+            numbers: default_numbers(&device),
             device,
             source: Source::Gguf(gguf),
         }
@@ -51,7 +72,7 @@ impl Weights {
         Self {
             path: path.to_path_buf(),
             config,
-            dtype: default_dtype(&device),
+            numbers: default_numbers(&device),
             device,
             source: Source::Safetensors(tensors),
         }
@@ -65,14 +86,19 @@ impl Weights {
         &self.device
     }
 
-    /// The numbers that the model runs in.
+    /// The numbers between the products.
     pub fn dtype(&self) -> DType {
-        self.dtype
+        self.numbers.dtype()
     }
 
-    /// Has the model run in other numbers than the device's [`default_dtype`].
-    pub fn set_dtype(&mut self, dtype: DType) {
-        self.dtype = dtype;
+    /// Whether matrices are to be quantized.
+    pub fn int8(&self) -> bool {
+        self.numbers == Numbers::Int8
+    }
+
+    /// Has the model run in other numbers than those that suit the device.
+    pub fn set_numbers(&mut self, numbers: Numbers) {
+        self.numbers = numbers;
     }
 
     /// Hashes of what identifies the weights without reading all of them: the tensors' names,
@@ -141,6 +167,6 @@ impl Weights {
                 ),
             ));
         }
-        tensor.to_dtype(self.dtype).map_err(compute)
+        tensor.to_dtype(self.dtype()).map_err(compute)
     }
 }
