@@ -15,6 +15,7 @@ use ner_retriever_engine::{
     eval::{self, report::Spans},
     model::Checkpoint,
     server::{self, ServeOptions},
+    startup::Startup,
     sweep,
     train::{self, TrainOptions},
 };
@@ -75,6 +76,10 @@ struct Serve {
     /// Most requests that wait
     #[arg(long, default_value_t = 1024)]
     max_queue: usize,
+    /// Log to standard output: standard error is read by who starts this, to learn why it cannot run.
+    /// With device auto it ends when the device cannot be used, so that another engine can serve
+    #[arg(long)]
+    explain: bool,
 }
 
 #[derive(Args)]
@@ -145,6 +150,7 @@ fn main() -> ExitCode {
 
 fn serve(options: Serve) -> Result<(), EngineError> {
     let failed = |e: server::ServeError| EngineError::new(ErrorKind::Internal, e.to_string());
+    let startup = startup(&options)?;
     server::prepare_process().map_err(failed)?;
     let mut listeners = vec![server::inherited_listener(options.listen_fd).map_err(failed)?];
     if let Some(path) = &options.status_socket {
@@ -165,16 +171,32 @@ fn serve(options: Serve) -> Result<(), EngineError> {
         max_text_bytes: options.max_text_bytes,
         max_queue: options.max_queue,
     };
-    let load = move || {
-        device::check_dtype(&options.dtype)?;
-        device::check_detector(&options.detector)?;
-        Embedder::load(
-            &options.model,
-            &options.head,
-            device::select(&options.device)?,
-        )
-    };
+    let load = move || startup.or_make_way(load(&options));
     server::serve(&listeners, serve_options, load).map_err(failed)
+}
+
+/// Call it before anything logs.
+fn startup(options: &Serve) -> Result<Startup, EngineError> {
+    if !options.explain {
+        return Ok(Startup::unobserved());
+    }
+    let startup = Startup::observed()
+        .map_err(|e| EngineError::new(ErrorKind::Internal, format!("cannot log: {e}")))?;
+    // Who asks for a GPU by name gets an error when there is none.
+    Ok(match options.device.as_str() {
+        "auto" => startup,
+        _ => Startup::unobserved(),
+    })
+}
+
+fn load(options: &Serve) -> Result<Embedder, EngineError> {
+    device::check_dtype(&options.dtype)?;
+    device::check_detector(&options.detector)?;
+    Embedder::load(
+        &options.model,
+        &options.head,
+        device::select(&options.device)?,
+    )
 }
 
 fn train(options: &TrainOptions) -> Result<(), EngineError> {
