@@ -18,6 +18,7 @@ use pgrx::prelude::*;
 
 use crate::backoff::Backoff;
 use crate::engine_process::{EngineCommand, EngineProcess};
+use crate::engines::Engines;
 use crate::latch::{Interest, wait};
 use crate::managed::wake;
 use crate::paths;
@@ -56,7 +57,7 @@ pub extern "C-unwind" fn ner_retriever_supervisor_main(argument: pg_sys::Datum) 
 
 struct Supervisor {
     listener: UnixListener,
-    command: EngineCommand,
+    engines: Engines,
     engine: Option<EngineProcess>,
     backoff: Backoff,
     last_end: String,
@@ -83,7 +84,7 @@ impl Supervisor {
         let descriptor_3 = rustix::io::fcntl_dupfd_cloexec(&listener, 3)?;
         Ok(Some(Self {
             listener,
-            command: EngineCommand::configured(),
+            engines: Engines::configured(),
             engine: None,
             backoff: Backoff::default(),
             last_end: String::new(),
@@ -121,7 +122,11 @@ impl Supervisor {
     }
 
     fn start_engine(&mut self) {
-        match EngineProcess::start(&self.command, self.listener.as_fd()) {
+        let command = match self.engines.choose() {
+            Ok(command) => command,
+            Err(refusal) => return self.refuse(refusal),
+        };
+        match EngineProcess::start(command, self.listener.as_fd()) {
             Ok(engine) => {
                 let pid = engine.pid();
                 self.engine = Some(engine);
@@ -133,8 +138,11 @@ impl Supervisor {
                     );
                 }
             }
+            Err(error) if command.is_for_gpu() && is_of_program(&error) => {
+                self.engines.gpu_is_unusable(&error.to_string());
+            }
             Err(error) => {
-                let refusal = self.cannot_start(&error);
+                let refusal = cannot_start(command, &error);
                 log!("ner_retriever: {refusal}");
                 self.refuse(refusal);
             }
@@ -146,11 +154,9 @@ impl Supervisor {
         unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
         // Whatever made the engine end may have been repaired.
         self.backoff.reset();
-        let command = EngineCommand::configured();
-        if command == self.command {
+        if !self.engines.reload() {
             return;
         }
-        self.command = command;
         if let Some(engine) = &mut self.engine {
             log!("ner_retriever: settings have changed, the engine will be started anew");
             engine.stop();
@@ -171,8 +177,14 @@ impl Supervisor {
         };
         let lifetime = engine.lifetime();
         let as_it_should = status.is_some_and(|status| engine.may_end_with(status));
+        let unusable = status.and_then(|status| engine.why_unusable(status));
+        let for_gpu = engine.is_for_gpu();
         self.engine = None;
         self.forget_pid();
+        if let Some(reason) = unusable {
+            self.engines.gpu_is_unusable(&reason);
+            return;
+        }
         let ended = status.map_or_else(|| "unknown status".to_owned(), |status| status.to_string());
         log!("ner_retriever: engine ended ({ended})");
         if as_it_should {
@@ -180,7 +192,27 @@ impl Supervisor {
         } else {
             self.last_end = ended;
             self.backoff.abnormal_end(lifetime, Instant::now());
+            if for_gpu {
+                self.give_up_gpu_that_keeps_ending();
+            }
         }
+    }
+
+    /// An engine that crashes at every start, in the driver for example, cannot be used either.
+    fn give_up_gpu_that_keeps_ending(&mut self) {
+        if self.engines.falls_back() && self.backoff.remaining(Instant::now()).is_some() {
+            let reason = format!("it {}", self.ends());
+            self.engines.gpu_is_unusable(&reason);
+            self.backoff.reset();
+        }
+    }
+
+    fn ends(&self) -> String {
+        format!(
+            "has ended abnormally {} times in quick succession, last with {}",
+            self.backoff.abnormal_ends(),
+            self.last_end
+        )
     }
 
     /// Answers a connection that waits: it must not hang while no engine may start. The frame is
@@ -195,29 +227,11 @@ impl Supervisor {
     }
 
     fn keeps_ending(&self, left: Duration) -> EngineError {
-        let ends = self.backoff.abnormal_ends();
-        let message = format!(
-            "the engine has ended abnormally {ends} times in quick succession, last with {}",
-            self.last_end
-        );
+        let message = format!("the engine {}", self.ends());
         EngineError::new(ErrorKind::EngineKeepsEnding, message).hint(format!(
             "The server log says why. The engine may start again in {} s, or at once after pg_reload_conf().",
             left.as_secs() + 1
         ))
-    }
-
-    fn cannot_start(&self, error: &io::Error) -> EngineError {
-        let program = self.command.program().to_string_lossy();
-        let message = format!("could not start the engine \"{program}\": {error}");
-        match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
-                EngineError::new(ErrorKind::EngineNotFound, message).hint(
-                    "Install the engine there (make install), or set ner_retriever.engine to where it is.",
-                )
-            }
-            io::ErrorKind::OutOfMemory => EngineError::new(ErrorKind::OutOfMemory, message),
-            _ => EngineError::new(ErrorKind::Internal, message),
-        }
     }
 
     /// Ends the engine and removes what tells sessions of it. Takes at most 4 seconds.
@@ -248,6 +262,29 @@ impl Supervisor {
                 paths::PID_FILE
             );
         }
+    }
+}
+
+/// Whether it is the program that cannot be started, and not the machine that is short of something.
+fn is_of_program(error: &io::Error) -> bool {
+    let no_program = rustix::io::Errno::NOEXEC.raw_os_error();
+    let kinds = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied];
+    kinds.contains(&error.kind()) || error.raw_os_error() == Some(no_program)
+}
+
+fn cannot_start(command: &EngineCommand, error: &io::Error) -> EngineError {
+    let program = command.program().to_string_lossy();
+    let message = format!("could not start the engine \"{program}\": {error}");
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => EngineError::new(
+            ErrorKind::EngineNotFound,
+            message,
+        )
+        .hint(
+            "Install the engine there (make install), or set ner_retriever.engine to where it is.",
+        ),
+        io::ErrorKind::OutOfMemory => EngineError::new(ErrorKind::OutOfMemory, message),
+        _ => EngineError::new(ErrorKind::Internal, message),
     }
 }
 
