@@ -166,30 +166,30 @@ impl EngineProcess {
         self.explanation.is_some()
     }
 
-    /// Why this engine, which ended with `status`, cannot run on this machine; `None` if it can.
+    /// Why this engine, which ended with `status`, cannot run on this machine; `None` if it can, or was
+    /// asked to end.
     pub fn why_unusable(&self, status: ExitStatus) -> Option<String> {
-        let explanation = self.explanation.as_ref()?;
-        if !matches!(status.code(), Some(LOADER_FAILED | EXIT_DEVICE_UNUSABLE)) {
+        let cannot_run = matches!(status.code(), Some(LOADER_FAILED | EXIT_DEVICE_UNUSABLE));
+        if !cannot_run || !self.is_for_gpu() || self.kill_at.is_some() {
             return None;
         }
+        let reason = self.explanation();
+        Some(reason.unwrap_or_else(|| format!("it ended with {status}")))
+    }
+
+    /// What an engine for GPUs, or the dynamic loader in its place, has said before it ran: the last
+    /// line, for a library may have said something before.
+    pub fn explanation(&self) -> Option<String> {
         let mut text = [0; REASON_BYTES];
-        let len = explanation.read_at(&mut text, 0).unwrap_or(0);
+        let len = self.explanation.as_ref()?.read_at(&mut text, 0).ok()?;
         let text = String::from_utf8_lossy(&text[..len]);
-        // The last line: a library may have said something before.
-        let reason = text.trim_end().lines().next_back().unwrap_or_default();
+        let line = text.trim_end().lines().next_back()?;
         // The loader names the program first.
-        let reason =
-            reason.split_once(": ").map_or(
-                reason,
-                |(first, rest)| {
-                    if first.contains('/') { rest } else { reason }
-                },
-            );
-        Some(if reason.is_empty() {
-            format!("it ended with {status}")
-        } else {
-            reason.to_owned()
-        })
+        let reason = match line.split_once(": ") {
+            Some((program, reason)) if program.contains('/') => reason,
+            _ => line,
+        };
+        Some(reason.to_owned())
     }
 
     pub fn pid(&self) -> u32 {

@@ -23,6 +23,7 @@ use crate::latch::{Interest, wait};
 use crate::managed::wake;
 use crate::paths;
 use crate::start::{Origin, open_lock};
+use crate::text::displayable;
 
 /// A killed process may linger in the kernel (a GPU driver); the server's shutdown must not wait.
 const REAP_LIMIT: Duration = Duration::from_secs(1);
@@ -179,13 +180,18 @@ impl Supervisor {
         let as_it_should = status.is_some_and(|status| engine.may_end_with(status));
         let unusable = status.and_then(|status| engine.why_unusable(status));
         let for_gpu = engine.is_for_gpu();
+        let explanation = engine.explanation();
         self.engine = None;
         self.forget_pid();
         if let Some(reason) = unusable {
             self.engines.gpu_is_unusable(&reason);
             return;
         }
-        let ended = status.map_or_else(|| "unknown status".to_owned(), |status| status.to_string());
+        let mut ended =
+            status.map_or_else(|| "unknown status".to_owned(), |status| status.to_string());
+        if let Some(explanation) = explanation {
+            ended = format!("{ended}: {}", displayable(explanation));
+        }
         log!("ner_retriever: engine ended ({ended})");
         if as_it_should {
             self.backoff.reset();
@@ -267,9 +273,10 @@ impl Supervisor {
 
 /// Whether it is the program that cannot be started, and not the machine that is short of something.
 fn is_of_program(error: &io::Error) -> bool {
-    let no_program = rustix::io::Errno::NOEXEC.raw_os_error();
-    let kinds = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied];
-    kinds.contains(&error.kind()) || error.raw_os_error() == Some(no_program)
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+    )
 }
 
 fn cannot_start(command: &EngineCommand, error: &io::Error) -> EngineError {
