@@ -2,12 +2,12 @@
 # Downloads, builds and the private server live in one cache folder outside this checkout:
 # NER_RETRIEVER_CACHE, else /var/cache/ner_retriever (root), else ~/.cache/ner_retriever.
 
-.PHONY: help demo test start stop restart psql engine-path eval report minilm train install uninstall build \
+.PHONY: help demo test start stop restart psql engine-path engine-cuda eval report minilm train install uninstall build \
 	fmt lint clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
-	@echo 'Settings: PG_CONFIG=/path/to/pg_config (a server of your own), MODEL=none, DESTDIR=, ARGS='
+	@echo 'Settings: PG_CONFIG=/path/to/pg_config (a server of your own), MODEL=none, CUDA=1, DESTDIR=, ARGS='
 
 demo: start ## build, start the private server, ask it which texts mention a dinosaur
 	@scripts/server.sh exec -- demo/demo.sh
@@ -32,6 +32,9 @@ psql: ## psql in the private server; make psql ARGS='-Atc "select 1"'
 engine-path: ## build the engine if needed and print its path
 	@scripts/engine.sh path
 
+engine-cuda: ## build the engine for NVIDIA GPUs (needs no GPU) and print its path; CUDA_HOME=, CUDA_ARCH=
+	@scripts/engine_cuda.sh path
+
 eval: ## score the default head; make eval ARGS='--corpus FILE --types NAMES.json --spans gold --json'
 	@scripts/engine.sh eval $(ARGS)
 
@@ -47,7 +50,7 @@ train: ## train a head; make train ARGS=--help; a head's head.json names the com
 build: ## build extension and engine for the server of PG_CONFIG
 	@scripts/install.sh build
 
-install: ## build and install; make install PG_CONFIG=/path/to/pg_config for a server of your own
+install: ## build and install; make install PG_CONFIG=/path/to/pg_config for a server of your own, CUDA=1 with the GPU engine
 	@scripts/install.sh install
 
 uninstall: ## remove exactly what install put there

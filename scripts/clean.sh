@@ -15,9 +15,9 @@ say "removing the build output in $CARGO_TARGET_DIR"
 rm -rf "$CARGO_TARGET_DIR" "$INSTANCES" "$CACHE/scratch"
 
 if [ "${1:-}" = all ]; then
-  say "removing downloads, private PostgreSQL, models and features in $CACHE"
+  say "removing downloads, private PostgreSQL, compilers, models and features in $CACHE"
   # By name, not the whole folder: NER_RETRIEVER_CACHE may hold something else too.
-  rm -rf "$DOWNLOADS" "$POSTGRES_HOME" "$CACHE/models" "$MINILM_FOLDER" "$CACHE/features" \
+  rm -rf "$DOWNLOADS" "$POSTGRES_HOME" "$CACHE/models" "$MINILM_FOLDER" "$CUDA_FOLDER" "$CACHE/features" \
     "$CACHE/locks"
   if [ -d "$CACHE" ]; then rmdir --ignore-fail-on-non-empty "$CACHE"; fi
 fi

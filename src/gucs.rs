@@ -22,7 +22,8 @@ static HEAD: Text = Text::new(Some(c""));
 /// Empty: the program that `make install` puts beside the library. Packagers may have to put
 /// programs elsewhere.
 static ENGINE: Text = Text::new(Some(c""));
-/// The first GPU that can be used, else the CPU: the fastest that works on the machine.
+/// The first GPU if its engine is installed and can run, else the CPU: the fastest that works on the
+/// machine.
 static DEVICE: Text = Text::new(Some(c"auto"));
 /// What is fast on the device and precise enough for the vectors (f32 on the CPU, bf16 on a GPU).
 static DTYPE: Text = Text::new(Some(c"auto"));
@@ -81,7 +82,7 @@ fn define_paths() {
     text(
         c"ner_retriever.engine",
         c"Program that runs the model.",
-        c"Empty means the program that is installed beside the extension's library.",
+        c"Empty means the program beside the extension's library. That for GPUs has -cuda at the end of its name.",
         &ENGINE,
     );
 }
@@ -90,7 +91,7 @@ fn define_engine_options() {
     text(
         c"ner_retriever.device",
         c"Device that the model runs on: auto, cpu, cuda or cuda:N.",
-        c"",
+        c"auto is the first GPU if the engine for GPUs is installed and can run, else the CPU.",
         &DEVICE,
     );
     text(

@@ -4,6 +4,7 @@
 mod backoff;
 mod client;
 mod engine_process;
+mod engines;
 mod errors;
 mod functions;
 mod gucs;

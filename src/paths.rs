@@ -20,6 +20,8 @@ pub const SUPERVISOR_LOCK: &str = "ner_retriever/supervisor.lock";
 pub const START_LOCK: &str = "ner_retriever/start.lock";
 
 const ENGINE: &str = "ner-retriever-engine";
+/// What the name of the engine for GPUs has behind that of the engine for the CPU.
+pub const GPU_SUFFIX: &str = "-cuda";
 const MODEL: &str = "ner_retriever/models/SmolLM2-135M-Instruct.Q4_1.gguf";
 const HEAD: &str = "ner_retriever/heads/smollm2-135m";
 

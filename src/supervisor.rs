@@ -18,10 +18,12 @@ use pgrx::prelude::*;
 
 use crate::backoff::Backoff;
 use crate::engine_process::{EngineCommand, EngineProcess};
+use crate::engines::Engines;
 use crate::latch::{Interest, wait};
 use crate::managed::wake;
 use crate::paths;
 use crate::start::{Origin, open_lock};
+use crate::text::displayable;
 
 /// A killed process may linger in the kernel (a GPU driver); the server's shutdown must not wait.
 const REAP_LIMIT: Duration = Duration::from_secs(1);
@@ -56,7 +58,7 @@ pub extern "C-unwind" fn ner_retriever_supervisor_main(argument: pg_sys::Datum) 
 
 struct Supervisor {
     listener: UnixListener,
-    command: EngineCommand,
+    engines: Engines,
     engine: Option<EngineProcess>,
     backoff: Backoff,
     last_end: String,
@@ -83,7 +85,7 @@ impl Supervisor {
         let descriptor_3 = rustix::io::fcntl_dupfd_cloexec(&listener, 3)?;
         Ok(Some(Self {
             listener,
-            command: EngineCommand::configured(),
+            engines: Engines::configured(),
             engine: None,
             backoff: Backoff::default(),
             last_end: String::new(),
@@ -121,7 +123,11 @@ impl Supervisor {
     }
 
     fn start_engine(&mut self) {
-        match EngineProcess::start(&self.command, self.listener.as_fd()) {
+        let command = match self.engines.choose() {
+            Ok(command) => command,
+            Err(refusal) => return self.refuse(refusal),
+        };
+        match EngineProcess::start(command, self.listener.as_fd()) {
             Ok(engine) => {
                 let pid = engine.pid();
                 self.engine = Some(engine);
@@ -133,8 +139,11 @@ impl Supervisor {
                     );
                 }
             }
+            Err(error) if command.is_for_gpu() && is_of_program(&error) => {
+                self.engines.gpu_is_unusable(&error.to_string());
+            }
             Err(error) => {
-                let refusal = self.cannot_start(&error);
+                let refusal = cannot_start(command, &error);
                 log!("ner_retriever: {refusal}");
                 self.refuse(refusal);
             }
@@ -146,11 +155,9 @@ impl Supervisor {
         unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
         // Whatever made the engine end may have been repaired.
         self.backoff.reset();
-        let command = EngineCommand::configured();
-        if command == self.command {
+        if !self.engines.reload() {
             return;
         }
-        self.command = command;
         if let Some(engine) = &mut self.engine {
             log!("ner_retriever: settings have changed, the engine will be started anew");
             engine.stop();
@@ -171,16 +178,47 @@ impl Supervisor {
         };
         let lifetime = engine.lifetime();
         let as_it_should = status.is_some_and(|status| engine.may_end_with(status));
+        let unusable = status.and_then(|status| engine.why_unusable(status));
+        let for_gpu = engine.is_for_gpu();
+        let explanation = engine.explanation();
         self.engine = None;
         self.forget_pid();
-        let ended = status.map_or_else(|| "unknown status".to_owned(), |status| status.to_string());
+        if let Some(reason) = unusable {
+            self.engines.gpu_is_unusable(&reason);
+            return;
+        }
+        let mut ended =
+            status.map_or_else(|| "unknown status".to_owned(), |status| status.to_string());
+        if let Some(explanation) = explanation {
+            ended = format!("{ended}: {}", displayable(explanation));
+        }
         log!("ner_retriever: engine ended ({ended})");
         if as_it_should {
             self.backoff.reset();
         } else {
             self.last_end = ended;
             self.backoff.abnormal_end(lifetime, Instant::now());
+            if for_gpu {
+                self.give_up_gpu_that_keeps_ending();
+            }
         }
+    }
+
+    /// An engine that crashes at every start, in the driver for example, cannot be used either.
+    fn give_up_gpu_that_keeps_ending(&mut self) {
+        if self.engines.falls_back() && self.backoff.remaining(Instant::now()).is_some() {
+            let reason = format!("it {}", self.ends());
+            self.engines.gpu_is_unusable(&reason);
+            self.backoff.reset();
+        }
+    }
+
+    fn ends(&self) -> String {
+        format!(
+            "has ended abnormally {} times in quick succession, last with {}",
+            self.backoff.abnormal_ends(),
+            self.last_end
+        )
     }
 
     /// Answers a connection that waits: it must not hang while no engine may start. The frame is
@@ -195,29 +233,11 @@ impl Supervisor {
     }
 
     fn keeps_ending(&self, left: Duration) -> EngineError {
-        let ends = self.backoff.abnormal_ends();
-        let message = format!(
-            "the engine has ended abnormally {ends} times in quick succession, last with {}",
-            self.last_end
-        );
+        let message = format!("the engine {}", self.ends());
         EngineError::new(ErrorKind::EngineKeepsEnding, message).hint(format!(
             "The server log says why. The engine may start again in {} s, or at once after pg_reload_conf().",
             left.as_secs() + 1
         ))
-    }
-
-    fn cannot_start(&self, error: &io::Error) -> EngineError {
-        let program = self.command.program().to_string_lossy();
-        let message = format!("could not start the engine \"{program}\": {error}");
-        match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
-                EngineError::new(ErrorKind::EngineNotFound, message).hint(
-                    "Install the engine there (make install), or set ner_retriever.engine to where it is.",
-                )
-            }
-            io::ErrorKind::OutOfMemory => EngineError::new(ErrorKind::OutOfMemory, message),
-            _ => EngineError::new(ErrorKind::Internal, message),
-        }
     }
 
     /// Ends the engine and removes what tells sessions of it. Takes at most 4 seconds.
@@ -248,6 +268,30 @@ impl Supervisor {
                 paths::PID_FILE
             );
         }
+    }
+}
+
+/// Whether it is the program that cannot be started, and not the machine that is short of something.
+fn is_of_program(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+    )
+}
+
+fn cannot_start(command: &EngineCommand, error: &io::Error) -> EngineError {
+    let program = command.program().to_string_lossy();
+    let message = format!("could not start the engine \"{program}\": {error}");
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => EngineError::new(
+            ErrorKind::EngineNotFound,
+            message,
+        )
+        .hint(
+            "Install the engine there (make install), or set ner_retriever.engine to where it is.",
+        ),
+        io::ErrorKind::OutOfMemory => EngineError::new(ErrorKind::OutOfMemory, message),
+        _ => EngineError::new(ErrorKind::Internal, message),
     }
 }
 

@@ -44,6 +44,8 @@ struct TypeCache {
 struct Source {
     model: Option<OsString>,
     head: Option<OsString>,
+    /// A GPU gives slightly other numbers than the CPU, or none where it is asked for in vain.
+    device: OsString,
     engine: Option<Pid>,
 }
 
@@ -52,6 +54,7 @@ impl Source {
         Self {
             model: gucs::model(),
             head: gucs::head(),
+            device: gucs::device(),
             engine: paths::engine_pid(),
         }
     }
@@ -61,6 +64,7 @@ impl Source {
     fn still_holds(&self, current: &Self) -> bool {
         self.model == current.model
             && self.head == current.head
+            && self.device == current.device
             && (current.engine.is_none() || self.engine == current.engine)
     }
 }

@@ -7,20 +7,63 @@ use crate::{
     model::Numbers,
 };
 
-/// The device that `ner_retriever.device` names.
+/// The device that `ner_retriever.device` names. In an engine that was built with CUDA, `auto` is the
+/// first GPU: whoever starts it wants one, and has the CPU's engine for machines without.
 ///
 /// # Errors
-/// `DeviceUnavailable` for a GPU that this build cannot use, `InvalidSetting` for an unknown name.
+/// `DeviceUnavailable` for a GPU that cannot be used, `InvalidSetting` for an unknown name.
 pub fn select(name: &str) -> Result<Device> {
     match name {
-        "auto" | "cpu" => Ok(Device::Cpu),
-        name if name == "cuda" || name.starts_with("cuda:") => Err(EngineError::new(
-            ErrorKind::DeviceUnavailable,
-            format!("device \"{name}\" cannot be used: this engine was built without CUDA"),
-        )
-        .hint("Set ner_retriever.device to auto or cpu.")),
-        name => Err(invalid("device", name, "auto, cpu, cuda or cuda:N")),
+        "cpu" => Ok(Device::Cpu),
+        "auto" => automatic(),
+        "cuda" => cuda(0, name),
+        name => match name.strip_prefix("cuda:").map(str::parse) {
+            Some(Ok(ordinal)) => cuda(ordinal, name),
+            _ => Err(invalid("device", name, "auto, cpu, cuda or cuda:N")),
+        },
     }
+}
+
+#[cfg(feature = "cuda")]
+fn automatic() -> Result<Device> {
+    cuda(0, "cuda:0")
+}
+
+#[cfg(not(feature = "cuda"))]
+fn automatic() -> Result<Device> {
+    Ok(Device::Cpu)
+}
+
+/// The GPU with the driver's number `ordinal`, which the setting calls `name`. The bindings panic
+/// about some states of a driver.
+#[cfg(feature = "cuda")]
+fn cuda(ordinal: usize, name: &str) -> Result<Device> {
+    let problem = match std::panic::catch_unwind(|| Device::new_cuda(ordinal)) {
+        Ok(Ok(device)) => return Ok(device),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the driver's library cannot be used".to_owned(),
+    };
+    // A backtrace may follow.
+    let problem = problem.lines().next().unwrap_or_default();
+    Err(unavailable(
+        name,
+        problem,
+        "Set ner_retriever.device to auto or cpu, or to a GPU that nvidia-smi lists on this machine.",
+    ))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(_ordinal: usize, name: &str) -> Result<Device> {
+    Err(unavailable(
+        name,
+        "this engine was built without CUDA",
+        "Set ner_retriever.device to auto or cpu, or use the engine that make engine-cuda builds.",
+    ))
+}
+
+fn unavailable(name: &str, problem: &str, hint: &str) -> EngineError {
+    let message = format!("device \"{name}\" cannot be used: {problem}");
+    EngineError::new(ErrorKind::DeviceUnavailable, message).hint(hint)
 }
 
 /// The numbers that `ner_retriever.dtype` names; `None`: those that suit the device.
@@ -65,4 +108,35 @@ fn invalid(setting: &str, value: &str, accepted: &str) -> EngineError {
         format!("ner_retriever.{setting} is \"{value}\""),
     )
     .hint(format!("It may be {accepted}."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_can_be_had_in_every_build() {
+        assert!(select("cpu").unwrap().is_cpu());
+    }
+
+    #[test]
+    fn a_device_that_does_not_exist_is_an_invalid_setting() {
+        for name in ["", "tpu", "cuda:", "cuda:x", "cuda:-1", "cuda0", "CPU"] {
+            let error = select(name).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidSetting, "{name}");
+            assert!(error.message.contains(&format!("\"{name}\"")), "{error}");
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn without_cuda_automatic_is_the_cpu_and_a_gpu_an_error() {
+        assert!(select("auto").unwrap().is_cpu());
+        for name in ["cuda", "cuda:1"] {
+            let error = select(name).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::DeviceUnavailable);
+            assert!(error.message.contains(&format!("\"{name}\"")), "{error}");
+            assert!(error.hint.unwrap().contains("make engine-cuda"));
+        }
+    }
 }

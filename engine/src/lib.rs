@@ -15,6 +15,7 @@ pub mod prepare;
 pub mod projection;
 pub mod representation;
 pub mod server;
+pub mod startup;
 pub mod sweep;
 pub mod tensor_map;
 pub mod text;

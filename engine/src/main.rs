@@ -9,6 +9,7 @@ use std::{
 use candle_core::Device;
 use clap::{Args, Parser, Subcommand};
 use ner_retriever_engine::{
+    backend::Backend,
     bench::{self, BenchOptions},
     corpus, device,
     embedder::Embedder,
@@ -16,6 +17,7 @@ use ner_retriever_engine::{
     eval::{self, report::Spans},
     model::Checkpoint,
     server::{self, ServeOptions},
+    startup::Startup,
     sweep,
     train::{self, TrainOptions},
 };
@@ -78,6 +80,10 @@ struct Serve {
     /// Most requests that wait
     #[arg(long, default_value_t = 1024)]
     max_queue: usize,
+    /// Log to standard output: standard error is read by who starts this, to learn why it cannot run.
+    /// With device auto it ends when the device cannot be used, so that another engine can serve
+    #[arg(long)]
+    explain: bool,
 }
 
 #[derive(Args)]
@@ -152,6 +158,7 @@ fn main() -> ExitCode {
 
 fn serve(options: Serve) -> Result<(), EngineError> {
     let failed = |e: server::ServeError| EngineError::new(ErrorKind::Internal, e.to_string());
+    let startup = startup(&options)?;
     server::prepare_process().map_err(failed)?;
     let mut listeners = vec![server::inherited_listener(options.listen_fd).map_err(failed)?];
     if let Some(path) = &options.status_socket {
@@ -165,13 +172,32 @@ fn serve(options: Serve) -> Result<(), EngineError> {
         max_text_bytes: options.max_text_bytes,
         max_queue: options.max_queue,
     };
-    let load = move || {
-        device::check_detector(&options.detector)?;
-        let device = device::select(&options.device)?;
-        let numbers = device::numbers(&options.dtype, &device)?;
-        Embedder::load(&options.model, &options.head, device, numbers)
-    };
+    let load = move || startup.or_make_way(load(&options));
     server::serve(&listeners, serve_options, load).map_err(failed)
+}
+
+/// Call it before anything logs.
+fn startup(options: &Serve) -> Result<Startup, EngineError> {
+    if !options.explain {
+        return Ok(Startup::unobserved());
+    }
+    let startup = Startup::observed()
+        .map_err(|e| EngineError::new(ErrorKind::Internal, format!("cannot log: {e}")))?;
+    // Who asks for a GPU by name gets an error when there is none.
+    Ok(match options.device.as_str() {
+        "auto" => startup,
+        _ => Startup::unobserved(),
+    })
+}
+
+fn load(options: &Serve) -> Result<Embedder, EngineError> {
+    device::check_detector(&options.detector)?;
+    let device = device::select(&options.device)?;
+    let numbers = device::numbers(&options.dtype, &device)?;
+    let embedder = Embedder::load(&options.model, &options.head, device, numbers)?;
+    // Here, where a GPU without enough memory still makes way.
+    embedder.batch_tokens(options.batch_tokens)?;
+    Ok(embedder)
 }
 
 fn train(options: &TrainOptions) -> Result<(), EngineError> {

@@ -16,6 +16,10 @@ pub const SOCKET_PATH: &str = "ner_retriever/engine.sock";
 /// connects to [`SOCKET_PATH`] while an engine ends would wait for the next.
 pub const STATUS_SOCKET_PATH: &str = "ner_retriever/status.sock";
 
+/// Exit code of an engine whose device cannot be used, or has too little memory for the model, and
+/// that was told that another engine can serve instead.
+pub const EXIT_DEVICE_UNUSABLE: i32 = 69;
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Request {
     /// Detect the mentions of texts and, if `embed` is set, embed them.

@@ -190,9 +190,14 @@ impl Server {
         server_script(&["restart", "--instance", &self.name]);
     }
 
+    /// Everything that the server and its engines have logged.
+    pub fn log(&self) -> String {
+        let log = fs::read(self.data.with_file_name("server.log"));
+        String::from_utf8_lossy(&log.unwrap_or_default()).into_owned()
+    }
+
     fn print_log(&self) {
-        let file = self.data.with_file_name("server.log");
-        let log = fs::read_to_string(file).unwrap_or_default();
+        let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         let end = &lines[lines.len().saturating_sub(LOG_LINES)..];
         eprintln!("--- the end of the server's log\n{}\n---", end.join("\n"));

@@ -53,16 +53,25 @@ impl Prefix {
 
     /// Runs a command of the script with a limit on the size of each file, in units of 1024 bytes.
     fn run_limited(&self, command: &str, limit: &str) -> Outcome {
+        outcome(&mut self.script(command, limit))
+    }
+
+    /// Runs a command of the script with `value` for CUDA.
+    fn run_with_cuda(&self, command: &str, value: &str) -> Outcome {
+        outcome(self.script(command, "unlimited").env("CUDA", value))
+    }
+
+    fn script(&self, command: &str, limit: &str) -> Command {
         let shell = ["-c", "ulimit -f \"$0\" && exec \"$@\"", limit];
-        let script = install_script();
-        outcome(
-            Command::new("bash")
-                .args(shell)
-                .arg(script)
-                .arg(command)
-                .env("DESTDIR", &self.0)
-                .env("MODEL", "none"),
-        )
+        let mut script = Command::new("bash");
+        script
+            .args(shell)
+            .arg(install_script())
+            .arg(command)
+            .env("DESTDIR", &self.0)
+            .env("MODEL", "none")
+            .env_remove("CUDA");
+        script
     }
 
     /// All files below the prefix.
@@ -120,6 +129,43 @@ fn uninstall_removes_all_that_install_put_there() {
     let again = prefix.run("uninstall");
     assert!(again.well, "{}", again.printed);
     assert!(again.printed.contains("not installed"), "{}", again.printed);
+}
+
+/// `make engine-cuda` may have been run before, or not.
+#[test]
+fn the_engine_for_gpus_comes_and_goes_on_request() {
+    let prefix = Prefix::new("install-cuda");
+    let refused = prefix.run_with_cuda("copy", "yes");
+    assert!(
+        !refused.well && refused.printed.contains("CUDA is 'yes'"),
+        "{}",
+        refused.printed
+    );
+
+    let gpu = "ner-retriever-engine-cuda";
+    let copy = prefix.run_with_cuda("copy", "1");
+    let Some(built) = std::env::var_os("NER_RETRIEVER_ENGINE_CUDA") else {
+        let advice = "Run 'make install', which builds first";
+        assert!(
+            !copy.well && copy.printed.contains(advice),
+            "{}",
+            copy.printed
+        );
+        assert!(prefix.run("copy").well);
+        assert!(!prefix.files().iter().any(|file| file.ends_with(gpu)));
+        return;
+    };
+    assert!(copy.well, "{}", copy.printed);
+    let len = |file: &Path| fs::metadata(file).unwrap().len();
+    assert_eq!(len(&prefix.file(gpu)), len(Path::new(&built)));
+    let without = prefix.run("copy");
+    assert!(without.well, "{}", without.printed);
+    assert!(!prefix.files().iter().any(|file| file.ends_with(gpu)));
+
+    assert!(prefix.run_with_cuda("copy", "1").well);
+    let uninstall = prefix.run("uninstall");
+    assert!(uninstall.well, "{}", uninstall.printed);
+    assert_eq!(prefix.files(), Vec::<PathBuf>::new());
 }
 
 #[test]
