@@ -13,6 +13,8 @@ use crate::SERVER;
 fn a_poisoned_row_fails_alone_and_can_be_retried() {
     let server = SERVER.turn();
     let mut client = server.connect();
+    // Before PostgreSQL 17, ALTER SYSTEM takes no setting that the session does not know.
+    run(&mut client, "load 'ner_retriever'");
     run(
         &mut client,
         "alter system set ner_retriever.max_attempts = 2",
