@@ -167,9 +167,10 @@ fn statement_timeout_takes_effect_while_the_model_loads() {
         beyond_statement_timeout(&mut server.connect(), &[Some("Paris")])
     });
     assert!(late < PROMPT, "{late:?} late");
-    assert_eq!(
+    // Where other load slows everything down, the engine's process may not even have begun.
+    assert_ne!(
         status(&server).state,
-        "loading",
+        "ready",
         "the model loaded before the timeout"
     );
     mentions(&mut server.connect(), "Paris").unwrap();
