@@ -4,7 +4,7 @@ use candle_core::{Device, DeviceLocation};
 
 use crate::{
     error::{EngineError, ErrorKind, Result},
-    model::Numbers,
+    model::{Numbers, int8_is_exact},
 };
 
 /// The device that `ner_retriever.device` names. In an engine that was built with CUDA, `auto` is the
@@ -76,7 +76,12 @@ pub fn numbers(name: &str, device: &Device) -> Result<Option<Numbers>> {
         "f32" => Ok(Some(Numbers::F32)),
         "f16" => Ok(Some(Numbers::F16)),
         "bf16" if !device.is_cpu() => Ok(Some(Numbers::Bf16)),
-        "int8" if device.is_cpu() => Ok(Some(Numbers::Int8)),
+        "int8" if device.is_cpu() && int8_is_exact() => Ok(Some(Numbers::Int8)),
+        "int8" if device.is_cpu() => Err(unavailable(
+            "cpu",
+            "it multiplies int8 without enough precision",
+            "Set ner_retriever.dtype to auto or f32; int8 needs AVX-512 VNNI or ARM's dot product.",
+        )),
         name if device.is_cpu() => Err(invalid("dtype", name, "auto, f32, f16 or int8 on a CPU")),
         name => Err(invalid("dtype", name, "auto, f32, f16 or bf16")),
     }

@@ -18,7 +18,7 @@ const HEADS: usize = 4;
 /// Most queries of one task.
 const QUERIES: usize = 16;
 
-/// [`super::packed_attention::attention`] of f32 tensors in the CPU's memory that fit together.
+/// [`super::packed_attention::Plan::attend`] of f32 tensors in the CPU's memory that fit together.
 pub fn in_place(
     q: &Tensor,
     own: KeyValues,

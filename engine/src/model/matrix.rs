@@ -3,7 +3,8 @@
 //!
 //! int8: the inputs are cut into groups; in each, weights have a scale for each output and activations one
 //! for each token, so that a large activation takes precision from its neighbours only. Products are
-//! summed in int32 within a group. The kernels are rten-gemm's (AVX-512 VNNI, ARM's dot product), chosen at run time.
+//! summed in int32 within a group. The kernels are rten-gemm's (AVX-512 VNNI, ARM's dot product), chosen at
+//! run time.
 
 use std::ops::Range;
 
@@ -48,6 +49,11 @@ struct Group {
     packed: PackedBMatrix<i8>,
     /// What an integer stands for, by output.
     scales: Vec<f32>,
+}
+
+/// Whether this CPU sums int8 products without cutting off large sums, as AVX2's instruction for them does.
+pub fn int8_is_exact() -> bool {
+    !executor().may_saturate()
 }
 
 /// The fastest kernel that this CPU has, always the same. It cannot be shared between threads.

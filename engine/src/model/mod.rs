@@ -27,6 +27,7 @@ use crate::{
 use config::LlamaConfig;
 use gguf::Gguf;
 use llama::Llama;
+pub use matrix::int8_is_exact;
 use readout::Readout;
 use safetensors::Safetensors;
 pub use weights::Numbers;
