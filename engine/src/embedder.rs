@@ -17,7 +17,7 @@ use crate::{
     },
     prepare::{Prepared, Task, Window, finish, prepare},
     projection::Side,
-    representation::{Place, Representation, mention_suffixes, represent, type_suffixes, want},
+    representation::{Place, Representation, mention_suffixes, represent, represent_types, want},
 };
 
 /// Keeps all cores busy, and bounds both the memory of a pass and how long an interactive request waits
@@ -154,38 +154,17 @@ impl Embedder {
         pass().map(drop).map_err(compute)
     }
 
-    /// Embeddings of a batch's mentions, in their order; type names are centred on their own mean.
-    fn project_each(
-        &self,
-        values: &Tensor,
-        windows: &[&Window],
-        represented: &Represented,
-    ) -> Result<Vec<Vec<f32>>> {
-        let is_type = |window: &Window| matches!(window.task, Task::Type);
-        let mut embeddings = Vec::new();
-        if windows.iter().any(|window| !is_type(window)) {
-            embeddings = self.project(values, Side::Mention)?;
-        }
-        if windows.iter().any(|window| is_type(window)) {
-            let mut types = self.project(values, Side::Type)?;
-            if embeddings.is_empty() {
-                return Ok(types);
-            }
-            let mut row = 0;
-            for (window, found) in windows.iter().zip(&represented.found) {
-                if is_type(window) {
-                    embeddings[row] = std::mem::take(&mut types[row]);
-                }
-                if window.embed {
-                    row += found.len();
-                }
-            }
-        }
-        Ok(embeddings)
+    /// The unprojected representations of types, given by their windows, `[types, input_dims]`.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Internal`.
+    pub fn represent_types(&self, windows: &[&Window]) -> Result<Tensor> {
+        let names: Vec<&str> = windows.iter().map(|window| &*window.text).collect();
+        represent_types(&self.model, &self.head.description.representations, &names)
     }
 
-    /// Runs the model over windows and reads mentions, and the representations of those in windows
-    /// that ask for embeddings.
+    /// Runs the model over windows of texts and reads mentions, and the representations of those in
+    /// windows that ask for embeddings.
     ///
     /// # Errors
     /// `OutOfMemory`, `Internal`.
@@ -247,21 +226,54 @@ impl Embedder {
         end: usize,
     ) -> Result<Place> {
         let representations = &self.head.description.representations;
-        let (length, suffixes) = if matches!(window.task, Task::Type) {
-            (
-                1,
-                type_suffixes(&self.model, representations, &window.text)?,
-            )
-        } else {
-            let mention = &window.text[bytes.clone()];
-            let suffixes = mention_suffixes(&self.model, representations, mention)?;
-            (window.ids.len(), suffixes)
-        };
+        let mention = &window.text[bytes.clone()];
         Ok(Place {
             end: offset + end,
-            prefix: offset..offset + length,
-            suffixes,
+            prefix: offset..offset + window.ids.len(),
+            suffixes: mention_suffixes(&self.model, representations, mention)?,
         })
+    }
+
+    fn texts(&self, windows: &[&Window]) -> Result<Vec<WindowOutput>> {
+        let represented = self.represent(windows)?;
+        let mut embeddings = match &represented.values {
+            Some(values) => self.project(values, Side::Mention)?,
+            None => Vec::new(),
+        }
+        .into_iter();
+        let outputs = windows
+            .iter()
+            .zip(represented.found)
+            .map(|(window, found)| {
+                let mentions = found.into_iter().map(|(bytes, score)| Found {
+                    bytes,
+                    score,
+                    embedding: if window.embed {
+                        embeddings.next().unwrap_or_default()
+                    } else {
+                        Vec::new()
+                    },
+                });
+                WindowOutput {
+                    mentions: mentions.collect(),
+                }
+            });
+        Ok(outputs.collect())
+    }
+
+    fn types(&self, windows: &[&Window]) -> Result<Vec<WindowOutput>> {
+        if windows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let embeddings = self.project(&self.represent_types(windows)?, Side::Type)?;
+        let outputs = embeddings.into_iter().map(|embedding| WindowOutput {
+            mentions: vec![Found {
+                bytes: 0..0,
+                score: 1.0,
+                embedding,
+            }],
+        });
+        Ok(outputs.collect())
     }
 
     /// Embeddings of representations `[n, input_dims]`.
@@ -323,29 +335,18 @@ impl Backend for Embedder {
     }
 
     fn forward(&self, windows: &[&Window]) -> Result<Vec<WindowOutput>, EngineError> {
-        let represented = self.represent(windows)?;
-        let mut embeddings = match &represented.values {
-            Some(values) => self.project_each(values, windows, &represented)?,
-            None => Vec::new(),
-        }
-        .into_iter();
-        let outputs = windows
-            .iter()
-            .zip(represented.found)
-            .map(|(window, found)| {
-                let mentions = found.into_iter().map(|(bytes, score)| Found {
-                    bytes,
-                    score,
-                    embedding: if window.embed {
-                        embeddings.next().unwrap_or_default()
-                    } else {
-                        Vec::new()
-                    },
-                });
-                WindowOutput {
-                    mentions: mentions.collect(),
-                }
-            });
+        let is_type = |window: &Window| matches!(window.task, Task::Type);
+        let (types, texts): (Vec<&Window>, Vec<&Window>) =
+            windows.iter().partition(|window| is_type(window));
+        let mut types = self.types(&types)?.into_iter();
+        let mut texts = self.texts(&texts)?.into_iter();
+        let outputs = windows.iter().filter_map(|window| {
+            if is_type(window) {
+                types.next()
+            } else {
+                texts.next()
+            }
+        });
         Ok(outputs.collect())
     }
 

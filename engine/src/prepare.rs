@@ -40,7 +40,7 @@ pub enum Task {
     },
     /// Embed given spans: their bytes of the whole text, and the token that holds their end.
     Spans(Vec<(Range<usize>, usize)>),
-    /// Embed the last token of a type's name.
+    /// Embed a type's name.
     Type,
 }
 
@@ -59,8 +59,8 @@ pub enum Prepared {
 }
 
 impl Window {
-    /// The window's mentions and the token that represents each: of the spans of words that the
-    /// probe proposes with their probabilities, those without overlap that the window owns.
+    /// The mentions of a window of a text and the token that represents each: of the spans of words
+    /// that the probe proposes with their probabilities, those without overlap that the window owns.
     pub fn mentions(&self, proposals: &[(Range<usize>, f32)]) -> (Scored, Vec<usize>) {
         match &self.task {
             Task::Detect { words, owned, .. } => without_overlap(proposals)
@@ -76,7 +76,7 @@ impl Window {
                 .iter()
                 .map(|(bytes, end)| ((bytes.clone(), 1.0), *end))
                 .unzip(),
-            Task::Type => (vec![(0..0, 1.0)], vec![self.ids.len() - 1]),
+            Task::Type => Default::default(),
         }
     }
 }

@@ -6,7 +6,7 @@ use candle_core::{D, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    error,
+    error::{self, compute},
     model::{
         BaseModel,
         llama::{Activations, Continuation, Packed, Wanted},
@@ -23,6 +23,8 @@ pub const MAX_SUFFIX: usize = 64;
 /// Tokens of the suffixes of one pass, as many as of a large batch of texts: a long list of names
 /// would otherwise need gigabytes.
 const MAX_TOKENS: usize = 4096;
+/// Types of one pass, whose tokens are then of that order at most.
+const TYPES: usize = 32;
 
 /// One vector of a mention; a head may put several side by side. `block` is 0-based.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,11 +92,11 @@ pub fn want(representations: &[Representation], wanted: &mut Wanted) {
     }
 }
 
-/// A mention, or a type's name, in a packed pass.
+/// A mention in a packed pass.
 pub struct Place {
     /// Row of the token that holds its end.
     pub end: usize,
-    /// Rows that its suffixes continue: its text's, or for a type's name the first token's alone.
+    /// Rows that its suffixes continue: its text's.
     pub prefix: Range<usize>,
     /// Token ids of its suffix for each suffix representation, in their order.
     pub suffixes: Vec<Vec<u32>>,
@@ -106,43 +108,71 @@ pub fn mention_suffixes(
     representations: &[Representation],
     mention: &str,
 ) -> error::Result<Vec<Vec<u32>>> {
-    suffixes(model, representations, |text, _| {
-        text.replace(MENTION_PLACE, mention)
-    })
-}
-
-/// What stands in the suffixes' place for a type: the token ids of the query forms.
-pub fn type_suffixes(
-    model: &BaseModel,
-    representations: &[Representation],
-    name: &str,
-) -> error::Result<Vec<Vec<u32>>> {
-    suffixes(model, representations, |_, query_form| {
-        query_form.replace(TYPE_PLACE, name)
-    })
-}
-
-fn suffixes(
-    model: &BaseModel,
-    representations: &[Representation],
-    fill: impl Fn(&str, &str) -> String,
-) -> error::Result<Vec<Vec<u32>>> {
-    let filled = representations.iter().filter_map(|r| match r {
+    let suffixes = representations.iter().filter_map(|r| match r {
         Representation::SpanEnd { .. } => None,
-        Representation::Suffix {
-            text, query_form, ..
-        } => Some(fill(text, query_form)),
+        Representation::Suffix { text, .. } => Some(text.replace(MENTION_PLACE, mention)),
     });
-    filled
-        .map(|text| {
-            let mut ids = model.tokenizer.encode(&text)?.ids;
-            if ids.is_empty() {
-                // Of characters that the model does not know; a sequence needs a token.
-                ids.push(model.tokenizer.first());
-            }
-            Ok(ids.split_off(ids.len().saturating_sub(MAX_SUFFIX)))
-        })
-        .collect()
+    suffixes.map(|text| suffix_ids(model, &text)).collect()
+}
+
+/// The token ids of a suffix, or of what stands in its place for a type.
+fn suffix_ids(model: &BaseModel, text: &str) -> error::Result<Vec<u32>> {
+    let mut ids = model.tokenizer.encode(text)?.ids;
+    if ids.is_empty() {
+        // Of characters that the model does not know; a sequence needs a token.
+        ids.push(model.tokenizer.first());
+    }
+    Ok(ids.split_off(ids.len().saturating_sub(MAX_SUFFIX)))
+}
+
+/// The vectors of all representations of types side by side, `[names, representations * kv_dim]`. A
+/// type's query forms continue nothing but the model's first token, so that one pass takes them all.
+///
+/// # Errors
+/// `OutOfMemory`, `Internal`.
+pub fn represent_types(
+    model: &BaseModel,
+    representations: &[Representation],
+    names: &[impl AsRef<str>],
+) -> error::Result<Tensor> {
+    let parts = names
+        .chunks(TYPES)
+        .map(|names| query_forms(model, representations, names))
+        .collect::<error::Result<Vec<_>>>()?;
+    Tensor::cat(&parts, 0).map_err(compute)
+}
+
+fn query_forms(
+    model: &BaseModel,
+    representations: &[Representation],
+    names: &[impl AsRef<str>],
+) -> error::Result<Tensor> {
+    let mut sequences = Vec::with_capacity(representations.len() * names.len());
+    for representation in representations {
+        for name in names {
+            let query = representation
+                .query_form()
+                .replace(TYPE_PLACE, name.as_ref());
+            let mut ids = vec![model.tokenizer.first()];
+            ids.extend(suffix_ids(model, &query)?);
+            sequences.push(ids);
+        }
+    }
+    let wanted = Wanted {
+        values: representations.iter().map(Representation::block).collect(),
+        ends_only: true,
+        ..Wanted::default()
+    };
+    let packed = Packed::new(sequences.iter().map(Vec::as_slice));
+    let pass = || {
+        let values = model.llama.forward(&packed, &wanted)?.values;
+        let own = values
+            .iter()
+            .enumerate()
+            .map(|(number, values)| values.narrow(0, number * names.len(), names.len()));
+        Tensor::cat(&own.collect::<Result<Vec<_>>>()?, D::Minus1)
+    };
+    pass().map_err(compute)
 }
 
 /// The vectors of all representations side by side, `[places, representations * kv_dim]`.

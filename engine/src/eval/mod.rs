@@ -19,7 +19,6 @@ use crate::{
     corpus::{Document, TypeNames},
     embedder::Embedder,
     error::{EngineError, ErrorKind, Result, compute},
-    prepare::Window,
     projection::{Side, normalize},
 };
 use bm25::KeywordIndex;
@@ -89,20 +88,18 @@ pub fn evaluate(
 /// # Errors
 /// The model's errors; `InvalidSetting` for a name that the model cannot read.
 pub fn type_values(embedder: &Embedder, names: &[String]) -> Result<Tensor> {
-    let mut rows = Vec::with_capacity(names.len());
+    let mut windows = Vec::with_capacity(names.len());
     for name in names {
-        let (_, windows) = embedder.prepare(Input::Type { name: name.clone() })?;
-        let windows: Vec<&Window> = windows.iter().collect();
-        rows.extend(embedder.represent(&windows)?.values);
+        windows.extend(embedder.prepare(Input::Type { name: name.clone() })?.1);
     }
-    if rows.is_empty() {
+    if windows.is_empty() {
         return Err(EngineError::new(
             ErrorKind::InvalidSetting,
             "no mention of the corpus has a type with a name",
         )
         .hint("Name the corpus's types in the file of --types; null means not queried."));
     }
-    Tensor::cat(&rows, 0).map_err(compute)
+    embedder.represent_types(&windows.iter().collect::<Vec<_>>())
 }
 
 /// The head's embeddings of representations, `[n, dims]`.

@@ -112,18 +112,16 @@ impl AttentionInputs {
     /// V alone, as [`Values::forward`] gives it.
     pub fn values(&self, config: &LlamaConfig, x: &Tensor) -> Result<Tensor> {
         let normed = norm(config, x, &self.norm)?;
-        match (&self.v, &self.qkv.weight) {
-            (Some(v), _) => v.forward(&normed),
-            (None, Matrix::Int8(_)) => candle_core::bail!("V of a block was not loaded"),
-            (None, Matrix::Float(qkv)) => {
-                let (kv_dim, all) = (config.kv_dim(), qkv.dim(1)?);
-                let last = |of: &Tensor| of.narrow(D::Minus1, all - kv_dim, kv_dim)?.contiguous();
-                let v = Linear {
-                    weight: Matrix::Float(last(qkv)?),
-                    bias: self.qkv.bias.as_ref().map(last).transpose()?,
-                };
-                v.forward(&normed)
-            }
+        if let Some(v) = &self.v {
+            return v.forward(&normed);
+        }
+        let kv_dim = config.kv_dim();
+        let Some(values) = self.qkv.weight.last(&normed, kv_dim)? else {
+            candle_core::bail!("V of a block was not loaded")
+        };
+        match &self.qkv.bias {
+            Some(bias) => values.broadcast_add(&bias.narrow(0, bias.dim(0)? - kv_dim, kv_dim)?),
+            None => Ok(values),
         }
     }
 }

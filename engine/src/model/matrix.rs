@@ -8,12 +8,13 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, D, DType, Layout, Result, Storage, Tensor, bail};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix, QuantParams};
 use rten_tensor::{NdTensor, NdTensorView, prelude::*};
 
+use super::panels::Panels;
 use crate::error::{self, compute};
 
 /// Tokens that one task takes from activations to products: their int32 sums stay in the caches.
@@ -29,8 +30,9 @@ const LANES: usize = 16;
 
 /// A matrix that activations are multiplied with.
 pub enum Matrix {
-    /// `[in, out]`: gemm then reads the weights where they lie instead of repacking all of them in every
-    /// product, which took a tenth of a pass.
+    /// f32 on the CPU.
+    Panels(Panels),
+    /// Any other numbers, `[in, out]`.
     Float(Tensor),
     Int8(Int8),
 }
@@ -70,6 +72,8 @@ impl Matrix {
         let matrix = || {
             if int8 {
                 Int8::quantize(weight).map(Self::Int8)
+            } else if weight.device().is_cpu() && weight.dtype() == DType::F32 {
+                Panels::new(weight).map(Self::Panels)
             } else {
                 weight.t()?.contiguous().map(Self::Float)
             }
@@ -80,9 +84,24 @@ impl Matrix {
     /// The product with activations: `[tokens, in]` to `[tokens, out]`.
     pub fn product(&self, x: &Tensor) -> Result<Tensor> {
         match self {
+            Self::Panels(weight) => weight.product(x),
             Self::Float(weight) => x.matmul(weight),
             Self::Int8(weight) => weight.product(x),
         }
+    }
+
+    /// [`Self::product`] of the last `count` outputs alone, `[tokens, count]`; `None` of a quantized
+    /// matrix, which cannot be cut.
+    pub fn last(&self, x: &Tensor, count: usize) -> Result<Option<Tensor>> {
+        let product = match self {
+            Self::Panels(weight) => weight.last(x, count)?,
+            Self::Float(weight) => {
+                let from = weight.dim(D::Minus1)? - count;
+                x.matmul(&weight.narrow(D::Minus1, from, count)?.contiguous()?)?
+            }
+            Self::Int8(_) => return Ok(None),
+        };
+        Ok(Some(product))
     }
 }
 
@@ -195,7 +214,7 @@ fn scale(numbers: &[f32]) -> f32 {
 }
 
 /// The numbers of an f32 tensor in the CPU's memory, from its first, and where its rows begin among them.
-fn rows<'a>(storage: &'a Storage, layout: &Layout) -> Result<(&'a [f32], usize)> {
+pub fn rows<'a>(storage: &'a Storage, layout: &Layout) -> Result<(&'a [f32], usize)> {
     match (storage, layout.stride()) {
         (Storage::Cpu(CpuStorage::F32(numbers)), &[stride, 1]) => {
             Ok((&numbers[layout.start_offset()..], stride))

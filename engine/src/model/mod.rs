@@ -10,6 +10,7 @@ pub mod llama;
 mod matrix;
 mod packed_attention;
 mod padded_attention;
+mod panels;
 pub mod readout;
 pub mod rope;
 pub mod safetensors;

@@ -12,17 +12,10 @@ use crate::{
     corpus::{Document, TypeNames},
     error::{Result, compute},
     features::Features,
-    model::{
-        BaseModel,
-        llama::{Packed, Wanted},
-        readout::Readout,
-    },
-    representation::{Place, Representation, represent, span_end_query, type_suffixes, want},
+    model::{BaseModel, readout::Readout},
+    representation::represent_types,
     train::ProjectionForm,
 };
-
-/// Names of one forward pass.
-const BATCH_NAMES: usize = 256;
 
 /// Mentions of the named types.
 pub struct Dataset {
@@ -95,7 +88,7 @@ impl Dataset {
         let teaching = readout.map(|readout| teaching_of(model, features, readout, options));
         Ok(Self {
             teaching: teaching.transpose()?,
-            type_values: type_values(model, &names, &options.representations())?,
+            type_values: represent_types(model, &options.representations(), &names)?,
             mention_values: Tensor::stack(&rows, 0).map_err(compute)?,
             names,
             types,
@@ -133,7 +126,7 @@ fn teaching_of(
         return Err(invalid("distillation needs --type-nouns".to_owned()));
     };
     let nouns = Nouns::read(path, model)?;
-    let values = type_values(model, &nouns.names, &options.representations())?;
+    let values = represent_types(model, &options.representations(), &nouns.names)?;
     Teaching::new(
         features,
         &nouns,
@@ -141,44 +134,4 @@ fn teaching_of(
         readout,
         options.teacher_temperature,
     )
-}
-
-/// The representations of the names, `[names, representations * kv_dim]`.
-fn type_values(
-    model: &BaseModel,
-    names: &[String],
-    representations: &[Representation],
-) -> Result<Tensor> {
-    let parts = names
-        .chunks(BATCH_NAMES)
-        .map(|names| batch_values(model, names, representations))
-        .collect::<Result<Vec<_>>>()?;
-    Tensor::cat(&parts, 0).map_err(compute)
-}
-
-fn batch_values(
-    model: &BaseModel,
-    names: &[String],
-    representations: &[Representation],
-) -> Result<Tensor> {
-    let first = model.tokenizer.first();
-    let mut sequences: Vec<Vec<u32>> = Vec::new();
-    let mut places = Vec::new();
-    let mut offset = 0;
-    for name in names {
-        let query = span_end_query(representations, name);
-        let ids = model.tokenizer.encode(&query)?.ids;
-        places.push(Place {
-            end: offset + ids.len(),
-            prefix: offset..offset + 1,
-            suffixes: type_suffixes(model, representations, name)?,
-        });
-        offset += ids.len() + 1;
-        sequences.push(std::iter::once(first).chain(ids).collect());
-    }
-    let packed = Packed::new(sequences.iter().map(Vec::as_slice));
-    let mut wanted = Wanted::default();
-    want(representations, &mut wanted);
-    let activations = model.llama.forward(&packed, &wanted).map_err(compute)?;
-    represent(model, representations, &activations, &places).map_err(compute)
 }
