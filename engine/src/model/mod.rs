@@ -6,6 +6,7 @@ mod cpu_attention;
 pub mod fused;
 pub mod gguf;
 pub mod identity;
+mod int8;
 pub mod llama;
 mod matrix;
 mod packed_attention;
@@ -14,6 +15,7 @@ mod panels;
 pub mod readout;
 pub mod rope;
 pub mod safetensors;
+mod tiles;
 pub mod weights;
 
 use std::path::Path;
@@ -27,8 +29,8 @@ use crate::{
 };
 use config::LlamaConfig;
 use gguf::Gguf;
+pub use int8::int8_is_exact;
 use llama::Llama;
-pub use matrix::int8_is_exact;
 use readout::Readout;
 use safetensors::Safetensors;
 pub use weights::Numbers;

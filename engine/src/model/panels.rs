@@ -5,12 +5,15 @@
 
 use candle_core::{D, Result, Tensor, bail};
 use gemm::Parallelism;
-use rayon::prelude::*;
 
-use super::matrix::rows;
+use super::{
+    matrix::rows,
+    tiles::{Tile, in_tiles},
+};
 
-/// Outputs of a panel: twice what gemm's kernel for AVX-512 takes together, four times that for AVX2's.
-const PANEL: usize = 96;
+/// Outputs of a panel: a multiple of what gemm's kernels take together, which is 64 with AVX-512; of 48 to
+/// 384 the fastest, with few tokens and with many.
+const PANEL: usize = 128;
 /// Most tokens of a task, whose activations then stay in a core's cache while panels pass.
 const TASK_TOKENS: usize = 256;
 
@@ -62,83 +65,40 @@ impl Panels {
         let (storage, layout) = x.storage_and_layout();
         let (x_rows, stride) = rows(&storage, layout)?;
         let width = self.outputs - first;
-        let mut products = Vec::with_capacity(tokens * width);
-        let tasks = Tasks {
-            weights: self,
-            x: x_rows,
-            stride,
-            tokens,
-            first,
-            products: products.as_mut_ptr(),
-        };
-        tasks.run();
-        // SAFETY: `run` has filled the capacity: every token's row in every panel from `first` on.
-        unsafe { products.set_len(tokens * width) };
+        // SAFETY: `fill` fills the tile.
+        let products = unsafe {
+            in_tiles(tokens, width, (TASK_TOKENS, PANEL), |tile| {
+                self.fill(x_rows, stride, first, tile);
+                Ok(())
+            })
+        }?;
         drop(storage);
         Tensor::from_vec(products, (tokens, width), x.device())
     }
-}
 
-/// One product.
-struct Tasks<'a> {
-    weights: &'a Panels,
-    x: &'a [f32],
-    /// Where the rows of `x` begin.
-    stride: usize,
-    tokens: usize,
-    /// The first output.
-    first: usize,
-    /// `[tokens, outputs - first]`, not yet initialised.
-    products: *mut f32,
-}
-
-// SAFETY: the threads share the pointer only to write tiles that do not overlap.
-unsafe impl Sync for Tasks<'_> {}
-
-impl Tasks<'_> {
-    fn run(&self) {
-        let Panels { outputs, .. } = self.weights;
-        let panels = (self.first..*outputs).step_by(PANEL);
-        let tiles: Vec<(usize, usize)> = (0..self.tokens)
-            .step_by(TASK_TOKENS)
-            .flat_map(|token| panels.clone().map(move |output| (token, output)))
-            .collect();
-        tiles
-            .into_par_iter()
-            .for_each(|(token, output)| self.tile(token, output));
-    }
-
-    /// The products of a group of tokens with the panel that begins with an output.
-    fn tile(&self, token: usize, output: usize) {
-        let Panels {
-            numbers,
-            inputs,
-            outputs,
-        } = self.weights;
-        let tokens = TASK_TOKENS.min(self.tokens - token);
-        let panel_width = PANEL.min(outputs - output);
-        let x = &self.x[token * self.stride..][..(tokens - 1) * self.stride + inputs];
-        let panel = &numbers[output * inputs..][..inputs * panel_width];
-        let width = outputs - self.first;
-        // SAFETY: `x` and `panel` are as long as the sizes and strides say. The tile is inside of the
-        // `[tokens, width]` that `products` has room for, no other tile has a part of it, and it is
+    /// The products of a tile, whose outputs are those of a panel and count from output `first`.
+    fn fill(&self, x: &[f32], stride: usize, first: usize, mut tile: Tile) {
+        let (tokens, outputs) = (tile.tokens.len(), tile.outputs.len());
+        let x = &x[tile.tokens.start * stride..][..(tokens - 1) * stride + self.inputs];
+        let panel = (first + tile.outputs.start) * self.inputs;
+        let panel = &self.numbers[panel..][..self.inputs * outputs];
+        // SAFETY: `x`, `panel` and the tile are as long as the sizes and strides say; the tile is
         // written without being read.
         unsafe {
-            let tile = self.products.add(token * width + output - self.first);
             gemm::gemm(
                 tokens,
-                panel_width,
-                *inputs,
-                tile,
+                outputs,
+                self.inputs,
+                tile.as_mut_ptr(),
                 1,
-                width as isize,
+                tile.stride() as isize,
                 false,
                 x.as_ptr(),
                 1,
-                self.stride as isize,
+                stride as isize,
                 panel.as_ptr(),
                 1,
-                panel_width as isize,
+                outputs as isize,
                 0.0,
                 1.0,
                 false,

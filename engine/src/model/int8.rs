@@ -1,0 +1,361 @@
+//! Matrix products in int8.
+//!
+//! The inputs are cut into groups; in each, weights have a scale for each output and activations one for
+//! each token, so that a large activation takes precision from its neighbours only. Products are summed
+//! in int32 within a group. The kernels are rten-gemm's (AVX-512 VNNI, ARM's dot product), chosen at run
+//! time.
+
+use std::ops::Range;
+
+use candle_core::{DType, Result, Tensor, bail};
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+use rten_gemm::{
+    BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedAMatrix, PackedBMatrix,
+};
+use rten_tensor::{NdTensor, NdTensorView, prelude::*};
+
+use super::{
+    matrix::rows,
+    tiles::{Tile, in_tiles},
+};
+
+/// Tokens and outputs of a tile: what one task sums stays in its core's cache.
+const TILE: (usize, usize) = (128, 256);
+/// Most inputs that share their scales; finer groups cost time and won no precision back.
+const GROUP: usize = 192;
+/// Largest quantized magnitude.
+const LARGEST: f32 = 127.0;
+/// What stands for zero among quantized activations, which have no sign. (Packed once for all tiles of
+/// outputs, rten-gemm does not take it off itself.)
+const ZERO: u8 = 128;
+/// Numbers of a row whose maximum is found together.
+const LANES: usize = 16;
+
+thread_local! {
+    /// Choosing the kernel anew for each product would cost a fortieth of a pass.
+    static EXECUTOR: GemmExecutor<u8, i8, i32> = GemmExecutor::default();
+}
+
+/// A quantized matrix.
+pub struct Int8 {
+    /// The inputs of each group.
+    groups: Vec<Range<usize>>,
+    /// For each tile's worth of outputs, the weights of each group.
+    parts: Vec<Vec<Weights>>,
+    inputs: usize,
+    outputs: usize,
+}
+
+/// The weights of a group's inputs for some outputs.
+struct Weights {
+    /// `[inputs, outputs]`.
+    packed: PackedBMatrix<i8>,
+    /// What an integer stands for, by output.
+    scales: Vec<f32>,
+    /// What the zeros of the activations take from the sums, by output.
+    zeros: Vec<i32>,
+}
+
+/// A group's activations of a tile's tokens.
+struct Activations {
+    /// `[tokens, inputs]`.
+    packed: PackedAMatrix<u8>,
+    /// What an integer stands for, by token.
+    scales: Vec<f32>,
+}
+
+/// Whether this CPU sums int8 products without cutting off large sums, as AVX2's instruction for them does.
+pub fn int8_is_exact() -> bool {
+    EXECUTOR.with(|executor| !executor.may_saturate())
+}
+
+impl Int8 {
+    /// Of a checkpoint's `[out, in]`.
+    pub fn new(weight: &Tensor) -> Result<Self> {
+        let (outputs, inputs) = weight.dims2()?;
+        let rows = weight.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        let count = inputs.div_ceil(GROUP).max(1);
+        let groups: Vec<Range<usize>> = (0..count)
+            .map(|group| inputs * group / count..inputs * (group + 1) / count)
+            .collect();
+        let parts = rows.chunks(TILE.1).map(|rows| {
+            let weights = groups.iter().map(|group| Weights::new(rows, group));
+            weights.collect()
+        });
+        Ok(Self {
+            parts: parts.collect(),
+            groups,
+            inputs,
+            outputs,
+        })
+    }
+
+    /// The product with activations: `[tokens, in]` to `[tokens, out]`.
+    pub fn product(&self, x: &Tensor) -> Result<Tensor> {
+        let (tokens, inputs) = x.dims2()?;
+        if inputs != self.inputs {
+            bail!(
+                "activations of {inputs} numbers for a matrix of {}",
+                self.inputs
+            );
+        }
+        let (storage, layout) = x.storage_and_layout();
+        let (numbers, stride) = rows(&storage, layout)?;
+        let count = self.groups.len();
+        let activations: Vec<Activations> = (0..tokens.div_ceil(TILE.0) * count)
+            .into_par_iter()
+            .map(|task| {
+                let first = task / count * TILE.0;
+                let tokens = TILE.0.min(tokens - first);
+                Activations::new(
+                    &numbers[first * stride..],
+                    stride,
+                    tokens,
+                    &self.groups[task % count],
+                )
+            })
+            .collect();
+        drop(storage);
+        // SAFETY: `products` fills the tile.
+        let products = unsafe {
+            in_tiles(tokens, self.outputs, TILE, |mut tile| {
+                let activations = &activations[tile.tokens.start / TILE.0 * count..][..count];
+                products(
+                    activations,
+                    &self.parts[tile.outputs.start / TILE.1],
+                    &mut tile,
+                )
+            })
+        }?;
+        Tensor::from_vec(products, (tokens, self.outputs), x.device())
+    }
+}
+
+/// Fills a tile with the sums over the groups.
+fn products(activations: &[Activations], weights: &[Weights], tile: &mut Tile) -> Result<()> {
+    let (tokens, outputs) = (tile.tokens.len(), tile.outputs.len());
+    let mut sums = vec![0; tokens * outputs];
+    let mut products = vec![0.0; tokens * outputs];
+    for (activations, weights) in activations.iter().zip(weights) {
+        let options = GemmOptions {
+            bias: Some(BiasVector::Row(&weights.zeros)),
+            ..GemmOptions::default()
+        };
+        let (a, b) = (
+            GemmInputA::Packed(&activations.packed),
+            GemmInputB::Packed(&weights.packed),
+        );
+        EXECUTOR
+            .with(|executor| executor.gemm(&mut sums, a, b, options))
+            .map_err(candle_core::Error::wrap)?;
+        Arch::new().dispatch(Scale {
+            sums: &sums,
+            tokens: &activations.scales,
+            outputs: &weights.scales,
+            products: &mut products,
+        });
+    }
+    tile.copy_from(&products);
+    Ok(())
+}
+
+impl Weights {
+    /// Those columns of `[out, in]`.
+    fn new(rows: &[Vec<f32>], inputs: &Range<usize>) -> Self {
+        let mut integers = Vec::with_capacity(rows.len() * inputs.len());
+        let mut scales = Vec::with_capacity(rows.len());
+        let mut zeros = Vec::with_capacity(rows.len());
+        for row in rows {
+            let row = &row[inputs.clone()];
+            let scale = scale(row);
+            let from = integers.len();
+            integers.extend(row.iter().map(|x| (x / scale).round_ties_even() as i8));
+            let sum: i32 = integers[from..].iter().copied().map(i32::from).sum();
+            scales.push(scale);
+            zeros.push(-i32::from(ZERO) * sum);
+        }
+        let integers = NdTensor::from_data([rows.len(), inputs.len()], integers);
+        Self {
+            packed: EXECUTOR.with(|executor| executor.prepack_b(integers.transposed())),
+            scales,
+            zeros,
+        }
+    }
+}
+
+impl Activations {
+    /// Some columns of the first tokens of `x`, whose rows begin every `stride` numbers.
+    fn new(x: &[f32], stride: usize, tokens: usize, inputs: &Range<usize>) -> Self {
+        let mut integers = vec![0; tokens * inputs.len()];
+        let mut scales = vec![0.0; tokens];
+        Arch::new().dispatch(Quantize {
+            x: &x[inputs.start..],
+            stride,
+            integers: &mut integers,
+            scales: &mut scales,
+        });
+        let integers = NdTensorView::from_data([tokens, inputs.len()], &*integers);
+        Self {
+            packed: EXECUTOR.with(|executor| executor.prepack_a(integers)),
+            scales,
+        }
+    }
+}
+
+/// What the integer 1 stands for in numbers up to these.
+fn scale(numbers: &[f32]) -> f32 {
+    let largest = numbers.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+    (largest / LARGEST).max(f32::MIN_POSITIVE)
+}
+
+/// Activations to integers.
+struct Quantize<'a> {
+    x: &'a [f32],
+    stride: usize,
+    /// `[tokens, in]`.
+    integers: &'a mut [u8],
+    /// Of each token.
+    scales: &'a mut [f32],
+}
+
+impl WithSimd for Quantize<'_> {
+    type Output = ();
+
+    // This and all it calls is inlined, so that it is compiled for the caller's registers.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        /// Added to a number of less than 2^22, it leaves the nearest integer in the lowest bits.
+        const ROUND: f32 = 12_582_912.0;
+        let width = self.integers.len() / self.scales.len().max(1);
+        let rows = self.integers.chunks_exact_mut(width.max(1));
+        for (row, (integers, scale)) in rows.zip(self.scales.iter_mut()).enumerate() {
+            let x = &self.x[row * self.stride..][..width];
+            let mut largest = [0f32; LANES];
+            let (whole, rest) = x.as_chunks::<LANES>();
+            for part in whole {
+                for lane in 0..LANES {
+                    largest[lane] = largest[lane].max(part[lane].abs());
+                }
+            }
+            let largest = rest
+                .iter()
+                .chain(&largest)
+                .fold(0f32, |most, x| most.max(x.abs()));
+            *scale = (largest / LARGEST).max(f32::MIN_POSITIVE);
+            let factor = 1.0 / *scale;
+            for (integer, x) in integers.iter_mut().zip(x) {
+                *integer = (x * factor + (ROUND + f32::from(ZERO))).to_bits() as u8;
+            }
+        }
+    }
+}
+
+/// Adds what sums of integers stand for to products.
+struct Scale<'a> {
+    /// `[tokens, out]`.
+    sums: &'a [i32],
+    /// Scale of each token.
+    tokens: &'a [f32],
+    /// Scale of each output.
+    outputs: &'a [f32],
+    /// `[tokens, out]`.
+    products: &'a mut [f32],
+}
+
+impl WithSimd for Scale<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let width = self.outputs.len();
+        let rows = self
+            .products
+            .chunks_exact_mut(width)
+            .zip(self.sums.chunks_exact(width));
+        for ((products, sums), token) in rows.zip(self.tokens) {
+            for ((product, sum), output) in products.iter_mut().zip(sums).zip(self.outputs) {
+                *product += *sum as f32 * (token * output);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn random(shape: (usize, usize)) -> Tensor {
+        Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+    }
+
+    /// The root mean square of the differences, relative to that of the numbers.
+    fn error(ours: &Tensor, exact: &Tensor) -> f32 {
+        let size = |of: &Tensor| {
+            of.sqr()
+                .unwrap()
+                .mean_all()
+                .unwrap()
+                .to_scalar::<f32>()
+                .unwrap()
+        };
+        (size(&(ours - exact).unwrap()) / size(exact)).sqrt()
+    }
+
+    #[test]
+    fn int8_products_are_near_the_exact_ones() {
+        for (tokens, inputs, outputs) in
+            [(1, 576, 960), (5, 64, 3), (70, 33, 100), (130, 1536, 576)]
+        {
+            let (x, weight) = (random((tokens, inputs)), random((outputs, inputs)));
+            let exact = x.matmul(&weight.t().unwrap()).unwrap();
+            let int8 = Int8::new(&weight).unwrap();
+            let ours = int8.product(&x).unwrap();
+            assert_eq!(ours.dims(), exact.dims());
+            assert!(error(&ours, &exact) < 0.02, "{}", error(&ours, &exact));
+            // Rows that are part of wider ones, and each token for itself.
+            let wide = Tensor::cat(&[&x, &x], 1).unwrap();
+            let part = wide.narrow(1, inputs, inputs).unwrap();
+            let of_part = int8.product(&part).unwrap();
+            assert_eq!(error(&of_part, &ours), 0.0);
+            let last = x.narrow(0, tokens - 1, 1).unwrap();
+            let alone = int8.product(&last).unwrap();
+            assert_eq!(error(&alone, &ours.narrow(0, tokens - 1, 1).unwrap()), 0.0);
+            assert!(int8.product(&random((2, inputs + 1))).is_err());
+        }
+    }
+
+    /// Integers are exact where the numbers of each group are whole multiples of the scale.
+    #[test]
+    fn whole_numbers_are_exact() {
+        let whole = |rows: usize, columns: usize| {
+            let numbers = (0..rows * columns).map(|i| match i % columns % 16 {
+                0 => LARGEST,
+                j => ((i * 37 + j * 11) % 255) as f32 - LARGEST,
+            });
+            Tensor::from_iter(numbers, &Device::Cpu)
+                .unwrap()
+                .reshape((rows, columns))
+                .unwrap()
+        };
+        let (x, weight) = (whole(9, 48), whole(21, 48));
+        let exact = x.matmul(&weight.t().unwrap()).unwrap();
+        let ours = Int8::new(&weight).unwrap().product(&x).unwrap();
+        assert!(error(&ours, &exact) < 1e-6);
+        let zero = Int8::new(&weight)
+            .unwrap()
+            .product(&x.zeros_like().unwrap())
+            .unwrap();
+        assert_eq!(
+            zero.abs()
+                .unwrap()
+                .sum_all()
+                .unwrap()
+                .to_scalar::<f32>()
+                .unwrap(),
+            0.0
+        );
+    }
+}
