@@ -66,12 +66,14 @@ fn unavailable(name: &str, problem: &str, hint: &str) -> EngineError {
     EngineError::new(ErrorKind::DeviceUnavailable, message).hint(hint)
 }
 
-/// The numbers that `ner_retriever.dtype` names; `None`: those that suit the device.
+/// The numbers that `ner_retriever.dtype` names; `None`: those that suit the device. `auto` is int8 where
+/// the CPU has instructions for it: docs/performance.md has what it costs in quality.
 ///
 /// # Errors
 /// `InvalidSetting` for an unknown name, and for numbers that the device does not multiply.
 pub fn numbers(name: &str, device: &Device) -> Result<Option<Numbers>> {
     match name {
+        "auto" if device.is_cpu() && int8_is_exact() => Ok(Some(Numbers::Int8)),
         "auto" => Ok(None),
         "f32" => Ok(Some(Numbers::F32)),
         "f16" => Ok(Some(Numbers::F16)),

@@ -23,7 +23,7 @@ pub struct AttentionInputs {
     /// Q, K and V side by side, so that one product reads the activations once:
     /// `[hidden_size, (heads + 2 * kv_heads) * head_dim]`.
     qkv: Linear,
-    /// V alone, where it cannot be cut out of `qkv`.
+    /// V alone and exact, where `qkv` is quantized.
     v: Option<Linear>,
     /// The norms of each head of Q and of K, `[head_dim]` each.
     head_norms: Option<(Tensor, Tensor)>,
@@ -67,10 +67,10 @@ impl AttentionInputs {
         ];
         Ok(Self {
             norm: weights.block(block, "input_layernorm", &[config.hidden_size])?,
-            qkv: Linear::load(weights, block, &parts)?,
+            qkv: Linear::load(weights, block, &parts, weights.int8())?,
             v: weights
                 .int8()
-                .then(|| Linear::load(weights, block, &parts[2..]))
+                .then(|| Linear::load(weights, block, &parts[2..], false))
                 .transpose()?,
             head_norms,
         })
@@ -109,6 +109,18 @@ impl AttentionInputs {
         })
     }
 
+    /// V to be read where [`Self::forward`] has run on `x` as well: `[tokens, kv_dim]`.
+    pub fn values_beside(&self, config: &LlamaConfig, x: &Tensor, qkv: &Qkv) -> Result<Tensor> {
+        match &self.v {
+            Some(v) => v.forward(&norm(config, x, &self.norm)?),
+            None => qkv.v.flatten_from(1),
+        }
+    }
+
+    pub fn quantize(&mut self) -> Result<()> {
+        self.qkv.weight.quantize()
+    }
+
     /// V alone, as [`Values::forward`] gives it.
     pub fn values(&self, config: &LlamaConfig, x: &Tensor) -> Result<Tensor> {
         let normed = norm(config, x, &self.norm)?;
@@ -135,7 +147,12 @@ impl Values {
         let config = weights.config();
         Ok(Self {
             norm: weights.block(block, "input_layernorm", &[config.hidden_size])?,
-            v: Linear::load(weights, block, &[("self_attn.v_proj", config.kv_dim())])?,
+            v: Linear::load(
+                weights,
+                block,
+                &[("self_attn.v_proj", config.kv_dim())],
+                false,
+            )?,
         })
     }
 
@@ -147,7 +164,12 @@ impl Values {
 
 impl Linear {
     /// Projections of the residual stream, given by name and width, stacked along their outputs.
-    fn load(weights: &Weights, block: usize, parts: &[(&str, usize)]) -> error::Result<Self> {
+    fn load(
+        weights: &Weights,
+        block: usize,
+        parts: &[(&str, usize)],
+        int8: bool,
+    ) -> error::Result<Self> {
         let config = weights.config();
         let stack = |tensor: &dyn Fn(&str, usize) -> error::Result<Tensor>| {
             let parts = parts.iter().map(|(part, width)| tensor(part, *width));
@@ -156,7 +178,7 @@ impl Linear {
         let matrix = |part: &str, width| weights.block(block, part, &[width, config.hidden_size]);
         let bias = |part: &str, width| weights.bias(block, part, &[width]);
         Ok(Self {
-            weight: Matrix::new(&stack(&matrix)?, weights.int8())?,
+            weight: Matrix::new(stack(&matrix)?, int8)?,
             bias: if config.attention.qkv_bias {
                 Some(stack(&bias)?)
             } else {

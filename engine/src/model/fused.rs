@@ -282,7 +282,7 @@ mod tests {
         for shape in [&[3, 576][..], &[100, 33], &[1, 5], &[2, 3, 16]] {
             let (x, weight) = (random(shape), random(&shape[shape.len() - 1..]));
             let expected = ops::rms_norm(&x, &weight, 1e-5).unwrap();
-            assert!(distance(&rms_norm(&x, &weight, 1e-5).unwrap(), &expected) < 1e-5);
+            assert!(distance(&rms_norm(&x, &weight, 1e-5).unwrap(), &expected) < 1e-4);
         }
         assert!(rms_norm(&random(&[2, 4]), &random(&[3]), 1e-5).is_err());
     }

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use rten_gemm::{
@@ -43,6 +43,8 @@ pub struct Int8 {
     groups: Vec<Range<usize>>,
     /// For each tile's worth of outputs, the weights of each group.
     parts: Vec<Vec<Weights>>,
+    /// What activations are multiplied with, by input.
+    divisors: Vec<f32>,
     inputs: usize,
     outputs: usize,
 }
@@ -71,20 +73,23 @@ pub fn int8_is_exact() -> bool {
 }
 
 impl Int8 {
-    /// Of a checkpoint's `[out, in]`.
-    pub fn new(weight: &Tensor) -> Result<Self> {
+    /// Of a checkpoint's `[out, in]` in f32. Each input's activations are divided, and its weights
+    /// multiplied, by its factor.
+    pub fn new(weight: &Tensor, factors: &[f32]) -> Result<Self> {
         let (outputs, inputs) = weight.dims2()?;
-        let rows = weight.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        let factors = Tensor::new(factors, weight.device())?;
+        let rows = weight.broadcast_mul(&factors)?.to_vec2::<f32>()?;
         let count = inputs.div_ceil(GROUP).max(1);
         let groups: Vec<Range<usize>> = (0..count)
             .map(|group| inputs * group / count..inputs * (group + 1) / count)
             .collect();
-        let parts = rows.chunks(TILE.1).map(|rows| {
+        let parts = rows.par_chunks(TILE.1).map(|rows| {
             let weights = groups.iter().map(|group| Weights::new(rows, group));
             weights.collect()
         });
         Ok(Self {
             parts: parts.collect(),
+            divisors: factors.recip()?.to_vec1()?,
             groups,
             inputs,
             outputs,
@@ -108,12 +113,9 @@ impl Int8 {
             .map(|task| {
                 let first = task / count * TILE.0;
                 let tokens = TILE.0.min(tokens - first);
-                Activations::new(
-                    &numbers[first * stride..],
-                    stride,
-                    tokens,
-                    &self.groups[task % count],
-                )
+                let group = &self.groups[task % count];
+                let x = &numbers[first * stride + group.start..];
+                Activations::new(x, stride, tokens, &self.divisors[group.clone()])
             })
             .collect();
         drop(storage);
@@ -185,17 +187,19 @@ impl Weights {
 }
 
 impl Activations {
-    /// Some columns of the first tokens of `x`, whose rows begin every `stride` numbers.
-    fn new(x: &[f32], stride: usize, tokens: usize, inputs: &Range<usize>) -> Self {
-        let mut integers = vec![0; tokens * inputs.len()];
+    /// The first columns of the first tokens of `x`, whose rows begin every `stride` numbers, times
+    /// `factors` `[columns]`.
+    fn new(x: &[f32], stride: usize, tokens: usize, factors: &[f32]) -> Self {
+        let mut integers = vec![0; tokens * factors.len()];
         let mut scales = vec![0.0; tokens];
         Arch::new().dispatch(Quantize {
-            x: &x[inputs.start..],
+            x,
             stride,
+            factors,
             integers: &mut integers,
             scales: &mut scales,
         });
-        let integers = NdTensorView::from_data([tokens, inputs.len()], &*integers);
+        let integers = NdTensorView::from_data([tokens, factors.len()], &*integers);
         Self {
             packed: EXECUTOR.with(|executor| executor.prepack_a(integers)),
             scales,
@@ -213,6 +217,8 @@ fn scale(numbers: &[f32]) -> f32 {
 struct Quantize<'a> {
     x: &'a [f32],
     stride: usize,
+    /// Of each input.
+    factors: &'a [f32],
     /// `[tokens, in]`.
     integers: &'a mut [u8],
     /// Of each token.
@@ -227,25 +233,24 @@ impl WithSimd for Quantize<'_> {
     fn with_simd<S: Simd>(self, _: S) {
         /// Added to a number of less than 2^22, it leaves the nearest integer in the lowest bits.
         const ROUND: f32 = 12_582_912.0;
-        let width = self.integers.len() / self.scales.len().max(1);
+        let width = self.factors.len();
         let rows = self.integers.chunks_exact_mut(width.max(1));
         for (row, (integers, scale)) in rows.zip(self.scales.iter_mut()).enumerate() {
             let x = &self.x[row * self.stride..][..width];
             let mut largest = [0f32; LANES];
             let (whole, rest) = x.as_chunks::<LANES>();
-            for part in whole {
+            let (factors, factors_rest) = self.factors.as_chunks::<LANES>();
+            for (x, factor) in whole.iter().zip(factors) {
                 for lane in 0..LANES {
-                    largest[lane] = largest[lane].max(part[lane].abs());
+                    largest[lane] = largest[lane].max((x[lane] * factor[lane]).abs());
                 }
             }
-            let largest = rest
-                .iter()
-                .chain(&largest)
-                .fold(0f32, |most, x| most.max(x.abs()));
+            let rest = rest.iter().zip(factors_rest).map(|(x, factor)| x * factor);
+            let largest = rest.chain(largest).fold(0f32, |most, x| most.max(x.abs()));
             *scale = (largest / LARGEST).max(f32::MIN_POSITIVE);
-            let factor = 1.0 / *scale;
-            for (integer, x) in integers.iter_mut().zip(x) {
-                *integer = (x * factor + (ROUND + f32::from(ZERO))).to_bits() as u8;
+            let unit = 1.0 / *scale;
+            for ((integer, x), factor) in integers.iter_mut().zip(x).zip(self.factors) {
+                *integer = (x * factor * unit + (ROUND + f32::from(ZERO))).to_bits() as u8;
             }
         }
     }
@@ -282,7 +287,7 @@ impl WithSimd for Scale<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use candle_core::Device;
 
     use super::*;
@@ -292,7 +297,7 @@ mod tests {
     }
 
     /// The root mean square of the differences, relative to that of the numbers.
-    fn error(ours: &Tensor, exact: &Tensor) -> f32 {
+    pub fn error(ours: &Tensor, exact: &Tensor) -> f32 {
         let size = |of: &Tensor| {
             of.sqr()
                 .unwrap()
@@ -311,7 +316,8 @@ mod tests {
         {
             let (x, weight) = (random((tokens, inputs)), random((outputs, inputs)));
             let exact = x.matmul(&weight.t().unwrap()).unwrap();
-            let int8 = Int8::new(&weight).unwrap();
+            let factors: Vec<f32> = (0..inputs).map(|i| 1.0 + (i % 3) as f32 / 8.0).collect();
+            let int8 = Int8::new(&weight, &factors).unwrap();
             let ours = int8.product(&x).unwrap();
             assert_eq!(ours.dims(), exact.dims());
             assert!(error(&ours, &exact) < 0.02, "{}", error(&ours, &exact));
@@ -342,9 +348,9 @@ mod tests {
         };
         let (x, weight) = (whole(9, 48), whole(21, 48));
         let exact = x.matmul(&weight.t().unwrap()).unwrap();
-        let ours = Int8::new(&weight).unwrap().product(&x).unwrap();
+        let ours = Int8::new(&weight, &[1.0; 48]).unwrap().product(&x).unwrap();
         assert!(error(&ours, &exact) < 1e-6);
-        let zero = Int8::new(&weight)
+        let zero = Int8::new(&weight, &[1.0; 48])
             .unwrap()
             .product(&x.zeros_like().unwrap())
             .unwrap();

@@ -5,10 +5,9 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor};
 
 use super::{
-    attention::{AttentionInputs, Qkv, Values, norm},
+    attention::{Qkv, Values},
+    block::Block,
     config::LlamaConfig,
-    fused::swiglu,
-    matrix::Matrix,
     packed_attention::{KeyValues, Plan, Queries, Sequence},
     rope::Rope,
     weights::Weights,
@@ -24,18 +23,6 @@ pub struct Llama {
     /// Absent where all blocks are loaded whole.
     values: Option<Values>,
     rope: Rope,
-}
-
-/// A block that the residual stream passes through.
-struct Block {
-    inputs: AttentionInputs,
-    /// `[heads * head_dim, hidden_size]`.
-    output: Matrix,
-    mlp_norm: Tensor,
-    /// Gate and up side by side, `[hidden_size, 2 * intermediate_size]`.
-    gate_up: Matrix,
-    /// `[intermediate_size, hidden_size]`.
-    down: Matrix,
 }
 
 /// Texts of different lengths side by side without padding.
@@ -98,39 +85,66 @@ pub struct Continuation<'a> {
 
 impl Llama {
     /// Reads the embeddings, blocks `0..last` and the V projection of block `last` (0-based); of a
-    /// `last` that is the number of blocks, all blocks.
+    /// `last` that is the number of blocks, all blocks. The activations of the `calibration` tokens
+    /// decide how int8 spends its precision.
     ///
     /// # Errors
     /// `ModelDamaged` if a tensor is missing, cut off or of another shape.
-    pub fn load(weights: &Weights, last: usize, context: usize) -> error::Result<Self> {
+    pub fn load(
+        weights: &Weights,
+        last: usize,
+        context: usize,
+        calibration: &[u32],
+    ) -> error::Result<Self> {
         let config = weights.config().clone();
-        let (hidden, q) = (config.hidden_size, config.heads * config.head_dim);
-        let inner = config.intermediate_size;
-        let matrix = |of: &Tensor| Matrix::new(of, weights.int8());
-        let block = |index: usize| -> error::Result<Block> {
-            let tensor = |name: &str, shape: &[usize]| weights.block(index, name, shape);
-            Ok(Block {
-                inputs: AttentionInputs::load(weights, index)?,
-                output: matrix(&tensor("self_attn.o_proj", &[hidden, q])?)?,
-                mlp_norm: tensor("post_attention_layernorm", &[hidden])?,
-                gate_up: matrix(&weights.cat(&[
-                    tensor("mlp.gate_proj", &[inner, hidden])?,
-                    tensor("mlp.up_proj", &[inner, hidden])?,
-                ])?)?,
-                down: matrix(&tensor("mlp.down_proj", &[hidden, inner])?)?,
-            })
-        };
         let rope =
             Rope::new(&config, context, weights.dtype(), weights.device()).map_err(compute)?;
-        Ok(Self {
-            embeddings: weights.embeddings(&[config.vocab_size, hidden])?,
-            blocks: (0..last).map(block).collect::<error::Result<_>>()?,
-            values: (last < config.blocks)
-                .then(|| Values::load(weights, last))
-                .transpose()?,
+        let mut model = Self {
+            embeddings: weights.embeddings(&[config.vocab_size, config.hidden_size])?,
+            blocks: Vec::with_capacity(last),
+            values: None,
             rope,
             config,
-        })
+        };
+        if weights.int8() {
+            model.load_quantized(weights, last, calibration)?;
+        } else {
+            for index in 0..last {
+                model.blocks.push(Block::load(weights, index)?);
+            }
+        }
+        if last < model.config.blocks {
+            model.values = Some(Values::load(weights, last)?);
+        }
+        Ok(model)
+    }
+
+    /// Reads the blocks up to `last` one by one, and has a text pass through each before it is quantized.
+    fn load_quantized(
+        &mut self,
+        weights: &Weights,
+        last: usize,
+        calibration: &[u32],
+    ) -> error::Result<()> {
+        let packed = Packed::new([calibration]);
+        let prefixes = vec![0..0; packed.lengths.len()];
+        let batch = self
+            .batch(&packed, &prefixes, None, false)
+            .map_err(compute)?;
+        let mut x = self.embed(&packed.ids).map_err(compute)?;
+        for index in 0..last {
+            let mut block = Block::load(weights, index)?;
+            let pass = || {
+                let qkv = block
+                    .inputs
+                    .forward(&self.config, &x, &batch.cos, &batch.sin)?;
+                block.forward(&self.config, &x, &qkv.q, &qkv, None, &batch.all)
+            };
+            x = pass().map_err(compute)?;
+            block.quantize().map_err(compute)?;
+            self.blocks.push(block);
+        }
+        Ok(())
     }
 
     pub fn config(&self) -> &LlamaConfig {
@@ -203,9 +217,13 @@ impl Llama {
         })
     }
 
+    fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        let ids = Tensor::new(ids, self.embeddings.device())?;
+        self.embeddings.index_select(&ids, 0)
+    }
+
     fn run(&self, packed: &Packed, batch: &Batch, wanted: &Wanted) -> Result<Activations> {
-        let ids = Tensor::new(packed.ids.as_slice(), self.embeddings.device())?;
-        let mut x = self.embeddings.index_select(&ids, 0)?;
+        let mut x = self.embed(&packed.ids)?;
         let mut hidden = vec![None; wanted.hidden.len()];
         let mut values = vec![None; wanted.values.len()];
         let mut cache = Vec::with_capacity(wanted.cached_blocks);
@@ -228,30 +246,35 @@ impl Llama {
             }
             let v = match (self.blocks.get(index), &self.values) {
                 (Some(block), _) if index == end && !cached => {
-                    block.inputs.values(&self.config, &x)?
+                    Some(block.inputs.values(&self.config, &x)?)
                 }
                 (None, Some(values)) if index == self.blocks.len() && !cached => {
-                    values.forward(&self.config, &x)?
+                    Some(values.forward(&self.config, &x)?)
                 }
                 (None, _) => candle_core::bail!("block {index} was not loaded"),
                 (Some(block), _) => {
                     let (cos, sin) = (&batch.cos, &batch.sin);
                     let qkv = block.inputs.forward(&self.config, &x, cos, sin)?;
+                    let v = wanted.values.contains(&index).then(|| {
+                        let inputs = &block.inputs;
+                        inputs.values_beside(&self.config, &x, &qkv)
+                    });
+                    let v = v.transpose()?;
                     if index < end {
                         // What follows the last block that is passed reads the ends alone.
                         let ends =
                             wanted.ends_only && index + 1 == end && end >= wanted.cached_blocks;
-                        let ends = if ends { batch.last.as_ref() } else { None };
-                        x = self.block(block, &x, &qkv, index, batch, ends)?;
+                        x = self.pass(index, &x, &qkv, batch, ends)?;
                     }
-                    let v = qkv.v.flatten_from(1)?;
                     if cached {
                         cache.push((qkv.k, qkv.v));
                     }
                     v
                 }
             };
-            keep(&mut values, &wanted.values, index, || read(&v))?;
+            if let Some(v) = v {
+                keep(&mut values, &wanted.values, index, || read(&v))?;
+            }
         }
         let all = |slots: Vec<Option<Tensor>>| slots.into_iter().flatten().collect();
         Ok(Activations {
@@ -261,34 +284,24 @@ impl Llama {
         })
     }
 
-    /// Passes the residual stream `x` `[tokens, hidden_size]` through a block; with the plan `ends` of
-    /// the sequences' last tokens, gives their rows alone.
-    fn block(
+    /// Passes the residual stream `x` `[tokens, hidden_size]` through a block; with `ends`, that of the
+    /// sequences' last tokens alone.
+    fn pass(
         &self,
-        block: &Block,
+        index: usize,
         x: &Tensor,
         qkv: &Qkv,
-        index: usize,
         batch: &Batch,
-        ends: Option<&Plan>,
+        ends: bool,
     ) -> Result<Tensor> {
-        let (x, q, plan) = match ends {
-            None => (x.clone(), qkv.q.clone(), &batch.all),
+        let (block, past) = (&self.blocks[index], batch.past(index)?);
+        match batch.last.as_ref().filter(|_| ends) {
+            None => block.forward(&self.config, x, &qkv.q, qkv, past, &batch.all),
             Some(plan) => {
                 let rows = |of: &Tensor| of.index_select(&batch.ends, 0);
-                (rows(x)?, rows(&qkv.q)?, plan)
+                block.forward(&self.config, &rows(x)?, &rows(&qkv.q)?, qkv, past, plan)
             }
-        };
-        let own = KeyValues {
-            keys: &qkv.k,
-            values: &qkv.v,
-        };
-        let past = batch.past(index)?;
-        let attended = plan.attend(&q, own, past)?.flatten_from(1)?;
-        let after_attention = (x + block.output.product(&attended)?)?;
-        let normed = norm(&self.config, &after_attention, &block.mlp_norm)?;
-        let inner = swiglu(block.gate_up.product(&normed)?)?;
-        after_attention + block.down.product(&inner)?
+        }
     }
 }
 

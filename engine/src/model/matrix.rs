@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, D, DType, Layout, Result, Storage, Tensor, bail};
 
-use super::{int8::Int8, panels::Panels};
+use super::{calibration::Measured, int8::Int8, panels::Panels};
 use crate::error::{self, compute};
 
 /// A matrix that activations are multiplied with.
@@ -11,21 +11,24 @@ pub enum Matrix {
     Panels(Panels),
     /// Any other numbers, `[in, out]`.
     Float(Tensor),
+    /// About to be quantized.
+    Measured(Measured),
     /// Quantized, on CPUs that multiply integers several times as fast.
     Int8(Int8),
 }
 
 impl Matrix {
-    /// A checkpoint's `[out, in]`, to be quantized with `int8`, which wants f32 in the CPU's memory.
+    /// A checkpoint's `[out, in]`. With `int8`, which wants f32 in the CPU's memory, it measures the
+    /// activations that it is multiplied with until [`Self::quantize`].
     ///
     /// # Errors
     /// `OutOfMemory`, `Internal`.
-    pub fn new(weight: &Tensor, int8: bool) -> error::Result<Self> {
+    pub fn new(weight: Tensor, int8: bool) -> error::Result<Self> {
         let matrix = || {
             if int8 {
-                Int8::new(weight).map(Self::Int8)
+                Measured::new(weight).map(Self::Measured)
             } else if weight.device().is_cpu() && weight.dtype() == DType::F32 {
-                Panels::new(weight).map(Self::Panels)
+                Panels::new(&weight).map(Self::Panels)
             } else {
                 weight.t()?.contiguous().map(Self::Float)
             }
@@ -33,11 +36,20 @@ impl Matrix {
         matrix().map_err(compute)
     }
 
+    /// Quantizes a matrix that has measured its activations.
+    pub fn quantize(&mut self) -> Result<()> {
+        if let Self::Measured(measured) = self {
+            *self = Self::Int8(measured.quantize()?);
+        }
+        Ok(())
+    }
+
     /// The product with activations: `[tokens, in]` to `[tokens, out]`.
     pub fn product(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Panels(weight) => weight.product(x),
             Self::Float(weight) => x.matmul(weight),
+            Self::Measured(weight) => weight.product(x),
             Self::Int8(weight) => weight.product(x),
         }
     }
@@ -51,7 +63,7 @@ impl Matrix {
                 let from = weight.dim(D::Minus1)? - count;
                 x.matmul(&weight.narrow(D::Minus1, from, count)?.contiguous()?)?
             }
-            Self::Int8(_) => return Ok(None),
+            Self::Measured(_) | Self::Int8(_) => return Ok(None),
         };
         Ok(Some(product))
     }

@@ -1,6 +1,8 @@
 //! The frozen base model: reading checkpoints and running the forward pass.
 
 pub mod attention;
+mod block;
+mod calibration;
 pub mod config;
 mod cpu_attention;
 pub mod fused;
@@ -114,8 +116,9 @@ impl Checkpoint {
     /// `last` is their number.
     pub fn load(self, last: usize) -> Result<BaseModel> {
         let context = (MAX_WINDOW + MAX_SUFFIX).min(self.weights.config().context);
+        let calibration = calibration::tokens(&self.tokenizer, context)?;
         Ok(BaseModel {
-            llama: Llama::load(&self.weights, last, context)?,
+            llama: Llama::load(&self.weights, last, context, &calibration)?,
             tokenizer: self.tokenizer,
             hash: self.hash,
         })

@@ -1,0 +1,80 @@
+//! One block of the decoder.
+
+use candle_core::{Result, Tensor};
+
+use super::{
+    attention::{AttentionInputs, Qkv, norm},
+    config::LlamaConfig,
+    fused::swiglu,
+    matrix::Matrix,
+    packed_attention::{KeyValues, Plan},
+    weights::Weights,
+};
+use crate::error;
+
+/// A block that the residual stream passes through.
+pub struct Block {
+    pub inputs: AttentionInputs,
+    /// `[heads * head_dim, hidden_size]`.
+    output: Matrix,
+    mlp_norm: Tensor,
+    /// Gate and up side by side, `[hidden_size, 2 * intermediate_size]`.
+    gate_up: Matrix,
+    /// `[intermediate_size, hidden_size]`.
+    down: Matrix,
+}
+
+impl Block {
+    /// Reads a block (0-based).
+    ///
+    /// # Errors
+    /// `ModelDamaged` if a tensor is missing, cut off or of another shape.
+    pub fn load(weights: &Weights, index: usize) -> error::Result<Self> {
+        let config = weights.config();
+        let (hidden, q) = (config.hidden_size, config.heads * config.head_dim);
+        let inner = config.intermediate_size;
+        let tensor = |name: &str, shape: &[usize]| weights.block(index, name, shape);
+        let matrix = |of: Tensor| Matrix::new(of, weights.int8());
+        Ok(Self {
+            inputs: AttentionInputs::load(weights, index)?,
+            output: matrix(tensor("self_attn.o_proj", &[hidden, q])?)?,
+            mlp_norm: tensor("post_attention_layernorm", &[hidden])?,
+            gate_up: matrix(weights.cat(&[
+                tensor("mlp.gate_proj", &[inner, hidden])?,
+                tensor("mlp.up_proj", &[inner, hidden])?,
+            ])?)?,
+            down: matrix(tensor("mlp.down_proj", &[hidden, inner])?)?,
+        })
+    }
+
+    /// Passes the residual stream `x` `[tokens, hidden_size]` of the tokens that ask `q` `[tokens, heads,
+    /// head_dim]` of the keys and values of their sequences.
+    pub fn forward(
+        &self,
+        config: &LlamaConfig,
+        x: &Tensor,
+        q: &Tensor,
+        own: &Qkv,
+        past: Option<KeyValues>,
+        plan: &Plan,
+    ) -> Result<Tensor> {
+        let own = KeyValues {
+            keys: &own.k,
+            values: &own.v,
+        };
+        let attended = plan.attend(q, own, past)?.flatten_from(1)?;
+        let after_attention = (x + self.output.product(&attended)?)?;
+        let normed = norm(config, &after_attention, &self.mlp_norm)?;
+        let inner = swiglu(self.gate_up.product(&normed)?)?;
+        after_attention + self.down.product(&inner)?
+    }
+
+    /// Quantizes the matrices that have measured their activations.
+    pub fn quantize(&mut self) -> Result<()> {
+        self.inputs.quantize()?;
+        for matrix in [&mut self.output, &mut self.gate_up, &mut self.down] {
+            matrix.quantize()?;
+        }
+        Ok(())
+    }
+}
