@@ -19,6 +19,10 @@ use crate::{
     device,
     embedder::Embedder,
     error::{EngineError, ErrorKind, Result, compute},
+    model::{
+        default_numbers,
+        llama::{Packed, Wanted},
+    },
     prepare::Window,
     projection::Side,
     server::resident_bytes,
@@ -69,6 +73,7 @@ pub struct Figures {
     batch_tokens: usize,
     /// From the start of loading to the model's readiness, the rehearsal of a GPU's batch included, s.
     load_s: f64,
+    pass: Pass,
     bulk: Bulk,
     /// One type's embedding, ms.
     r#type: Percentiles,
@@ -85,6 +90,14 @@ struct Bulk {
     mentions: usize,
     seconds: f64,
     texts_per_s: f64,
+    tokens_per_s: f64,
+}
+
+/// The forward pass alone over the texts' tokens in batches, up to the last block's V.
+#[derive(Serialize)]
+struct Pass {
+    /// Blocks that all tokens go through.
+    blocks: usize,
     tokens_per_s: f64,
 }
 
@@ -111,8 +124,8 @@ pub fn run(options: &BenchOptions) -> Result<Option<Figures>> {
     }
     let started = Instant::now();
     let device = device::select(&options.device)?;
-    let numbers = device::numbers(&options.dtype, &device)?;
-    let embedder = Embedder::load(&options.model, &options.head, device, numbers)?;
+    let numbers = device::numbers(&options.dtype, &device)?.unwrap_or(default_numbers(&device));
+    let embedder = Embedder::load(&options.model, &options.head, device, Some(numbers))?;
     let batch_tokens = embedder.batch_tokens(options.batch_tokens)?;
     let load_s = started.elapsed().as_secs_f64();
     if let Some(path) = &options.vectors {
@@ -123,9 +136,10 @@ pub fn run(options: &BenchOptions) -> Result<Option<Figures>> {
     bulk(&embedder, &inputs, batch_tokens, 0.0)?;
     Ok(Some(Figures {
         device: embedder.info().device.clone(),
-        dtype: format!("{:?}", embedder.model().llama.dtype()).to_lowercase(),
+        dtype: format!("{numbers:?}").to_lowercase(),
         batch_tokens,
         load_s,
+        pass: pass(&embedder, &inputs, batch_tokens, options.seconds)?,
         bulk: bulk(&embedder, &inputs, batch_tokens, options.seconds)?,
         r#type: latency(|call| answer(&embedder, type_name(call)))?,
         text: latency(|call| answer(&embedder, inputs[call % inputs.len()].clone()))?,
@@ -198,6 +212,42 @@ fn latency(mut call: impl FnMut(usize) -> Result<()>) -> Result<Percentiles> {
     Ok(Percentiles {
         p50_ms: times[CALLS / 2],
         p99_ms: times[CALLS * 99 / 100],
+    })
+}
+
+/// Goes over the inputs until `seconds` have passed, at least once.
+fn pass(embedder: &Embedder, inputs: &[Input], batch_tokens: usize, seconds: f64) -> Result<Pass> {
+    let llama = &embedder.model().llama;
+    let wanted = Wanted {
+        values: vec![llama.last_block()],
+        ..Wanted::default()
+    };
+    let mut windows = Vec::new();
+    for input in inputs {
+        windows.extend(embedder.prepare(input.clone())?.1);
+    }
+    let (mut tokens, started) = (0, Instant::now());
+    while tokens == 0 || started.elapsed() < Duration::from_secs_f64(seconds) {
+        let mut rest = windows.as_slice();
+        while !rest.is_empty() {
+            let mut of_batch = 0;
+            let fits = rest.iter().take_while(|window| {
+                of_batch += window.ids.len();
+                of_batch <= batch_tokens
+            });
+            let (batch, after) = rest.split_at(fits.count().max(1));
+            rest = after;
+            let packed = Packed::new(batch.iter().map(|window| window.ids.as_slice()));
+            // Read back, so that a GPU has computed it.
+            let values = llama.forward(&packed, &wanted).map_err(compute)?.values;
+            let sum = Tensor::cat(&values, 0).and_then(|values| values.sum_all()?.to_vec0::<f32>());
+            sum.map_err(compute)?;
+            tokens += packed.ids.len();
+        }
+    }
+    Ok(Pass {
+        blocks: llama.last_block(),
+        tokens_per_s: tokens as f64 / started.elapsed().as_secs_f64(),
     })
 }
 

@@ -35,8 +35,8 @@ pub use int8::int8_is_exact;
 use llama::Llama;
 use readout::Readout;
 use safetensors::Safetensors;
-pub use weights::Numbers;
 use weights::Weights;
+pub use weights::{Numbers, default_numbers};
 
 /// Longest sequence of tokens that goes through the model in one piece, first token included.
 /// Longer texts are cut into overlapping windows of this size: the meaning of a mention rarely

@@ -44,7 +44,7 @@ enum Source {
 
 /// On a GPU bf16, which checkpoints of its size are published in and its matrix units are fastest with;
 /// f32 on the CPU.
-fn default_numbers(device: &Device) -> Numbers {
+pub fn default_numbers(device: &Device) -> Numbers {
     if device.is_cpu() {
         Numbers::F32
     } else {

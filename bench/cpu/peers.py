@@ -1,0 +1,150 @@
+"""Measures the engine's forward pass on a CPU beside transformers + torch and llama.cpp, on the same weights,
+texts and number of blocks, and the matrix products that these libraries reach alone. Prints one table.
+
+    python peers.py --engine ner-retriever-engine --model SmolLM2.gguf --head heads/smollm2-135m --texts FILE
+
+Needs torch, transformers, gguf; llama.cpp is measured where the package llama-cpp-python is installed
+(CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python). Texts of other lengths: run it once more.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import time
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+BATCH_TOKENS = 2048
+
+
+def engine(arguments, dtype):
+    command = [
+        arguments.engine, "bench", "--model", arguments.model, "--head", arguments.head, "--texts", arguments.texts,
+        "--seconds", str(arguments.seconds), "--threads", str(arguments.threads), "--dtype", dtype,
+    ]
+    figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return figures["pass"]["tokens_per_s"], figures["pass"]["blocks"]
+
+
+def batches(sequences):
+    """Sequences of like length together, so that little is padding."""
+    batch, widest = [], 0
+    for ids in sorted(sequences, key=len):
+        if batch and (len(batch) + 1) * max(widest, len(ids)) > BATCH_TOKENS:
+            yield batch
+            batch, widest = [], 0
+        batch.append(ids)
+        widest = max(widest, len(ids))
+    yield batch
+
+
+def repeated(seconds, once):
+    """How much of what `once` counts is done in a second."""
+    once()
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        done += once()
+    return done / (time.perf_counter() - started)
+
+
+def torch_rate(arguments, sequences, blocks, dtype):
+    folder, file = os.path.split(arguments.model)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, torch_dtype=dtype).model
+    model.layers = model.layers[:blocks]
+    padded = []
+    for batch in batches(sequences):
+        width = max(map(len, batch))
+        ids = torch.tensor([ids + [0] * (width - len(ids)) for ids in batch])
+        mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in batch])
+        padded.append((ids, mask, sum(map(len, batch))))
+
+    def once():
+        with torch.inference_mode():
+            for ids, mask, _ in padded:
+                model(input_ids=ids, attention_mask=mask, use_cache=False)
+        return sum(tokens for _, _, tokens in padded)
+
+    return repeated(arguments.seconds, once)
+
+
+def llama_rate(arguments, path, sequences, blocks):
+    """llama.cpp's tokens/s for prompts, many sequences a batch, as if it ran so many of its blocks."""
+    import llama_cpp
+    from llama_cpp import Llama
+
+    model = Llama(
+        path, n_ctx=4 * BATCH_TOKENS, n_batch=BATCH_TOKENS, n_ubatch=BATCH_TOKENS, n_threads=arguments.threads,
+        n_threads_batch=arguments.threads, n_seq_max=256, embedding=True, verbose=False,
+        pooling_type=llama_cpp.LLAMA_POOLING_TYPE_LAST,
+    )
+    context, all_blocks = model._ctx, int(model.metadata["llama.block_count"])
+    batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
+
+    def flush():
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context.ctx), True)
+        if llama_cpp.llama_decode(context.ctx, batch):
+            raise SystemExit("llama_decode failed")
+        batch.n_tokens = 0
+
+    def once():
+        batch.n_tokens = sequence = 0
+        for ids in sequences:
+            if batch.n_tokens + len(ids) > BATCH_TOKENS or sequence == 256:
+                flush()
+                sequence = 0
+            for position, token in enumerate(ids):
+                at = batch.n_tokens
+                batch.token[at], batch.pos[at] = token, position
+                batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
+                batch.logits[at] = position + 1 == len(ids)
+                batch.n_tokens += 1
+            sequence += 1
+        flush()
+        return sum(map(len, sequences))
+
+    return repeated(arguments.seconds, once) * all_blocks / blocks
+
+
+def product_rate(dtype, seconds):
+    """Operations/s of the widest product of a block in torch."""
+    x, weight = torch.randn(BATCH_TOKENS, 576).to(dtype), torch.randn(576, 3072).to(dtype)
+    return repeated(seconds, lambda: (torch.mm(x, weight), 2 * BATCH_TOKENS * 576 * 3072)[1])
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ("engine", "model", "head", "texts"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--llama", nargs="*", default=[], help="GGUF files for llama.cpp, of the same weights")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seconds", type=float, default=20)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    folder, file = os.path.split(arguments.model)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    with open(arguments.texts) as lines:
+        texts = [line.strip() for line in lines if line.strip()]
+    # The engine's sequences begin with the model's first token.
+    sequences = [[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]] for text in texts]
+    lengths = sorted(map(len, sequences))
+    rates = {}
+    for dtype in ("int8", "f32"):
+        rates[f"engine, {dtype}"], blocks = engine(arguments, dtype)
+    rates["transformers + torch, f32"] = torch_rate(arguments, sequences, blocks, torch.float32)
+    rates["transformers + torch, bf16"] = torch_rate(arguments, sequences, blocks, torch.bfloat16)
+    for path in arguments.llama:
+        rates[f"llama.cpp, {os.path.basename(path)}"] = llama_rate(arguments, path, sequences, blocks)
+    print(
+        f"{len(texts)} texts of {lengths[0]} to {lengths[-1]} tokens (median {lengths[len(lengths) // 2]}), "
+        f"{blocks} blocks, {arguments.threads} threads, batches of {BATCH_TOKENS} tokens"
+    )
+    for name, rate in rates.items():
+        print(f"{name:40} {rate:8.0f} tokens/s   {rate / rates['engine, int8']:5.2f}   {rate / rates['engine, f32']:5.2f}")
+    print("(rates relative to the engine's in int8 and in f32)")
+    print(f"f32 products alone in torch: {product_rate(torch.float32, arguments.seconds / 4) / 1e9:.0f} Gop/s")
+
+
+if __name__ == "__main__":
+    main()
