@@ -123,12 +123,17 @@ fn detect(
     let words = words(&text, &encoded);
     let windows = windows(encoded.ids.len(), model.window_size())
         .into_iter()
-        .map(|window| {
+        .filter_map(|window| {
             // Words are in the order of their tokens, so those of a window are contiguous.
             let from = words.partition_point(|word| word.first < window.tokens.start);
             let to = words.partition_point(|word| word.last < window.tokens.end);
             let token = |token: usize| token - window.tokens.start + 1;
-            let words = words[from..to.max(from)].iter().map(|word| Word {
+            let words = &words[from..to.max(from)];
+            // No mention is without a letter or a digit: the model need not see the window.
+            if !words.iter().any(|word| word.alphanumeric) {
+                return None;
+            }
+            let words = words.iter().map(|word| Word {
                 bytes: word.bytes.clone(),
                 first: token(word.first),
                 last: token(word.last),
@@ -139,7 +144,7 @@ fn detect(
                 owned: token(window.owned.start)..token(window.owned.end),
                 threshold,
             };
-            sequence(model, &encoded, &window, task, embed, &text)
+            Some(sequence(model, &encoded, &window, task, embed, &text))
         })
         .collect();
     Ok((Prepared::Detect { text }, windows))

@@ -128,6 +128,18 @@ fn a_text_without_words_has_no_mentions() {
     let embedder = embedder();
     for text in ["", " ", "\n\t  ", "\u{4}", "... !? -- (+)"] {
         assert_eq!(mentions(&embedder, text, None).unwrap(), [], "{text:?}");
+        let request = TextRequest {
+            text: text.to_owned(),
+            spans: None,
+        };
+        let (_, windows) = embedder
+            .prepare(Input::Text {
+                request,
+                embed: true,
+                threshold: None,
+            })
+            .unwrap();
+        assert!(windows.is_empty(), "{text:?} goes through the model");
     }
 }
 
