@@ -3,7 +3,7 @@ texts and number of blocks, and the matrix products that these libraries reach a
 
     python peers.py --engine ner-retriever-engine --model SmolLM2.gguf --head heads/smollm2-135m --texts FILE
 
-Needs torch, transformers, gguf; llama.cpp is measured where the package llama-cpp-python is installed
+Needs torch, transformers, gguf; with --llama, llama.cpp is measured as well
 (CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python). Texts of other lengths: run it once more.
 """
 
@@ -17,6 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 BATCH_TOKENS = 2048
+# Most sequences of a batch that llama.cpp takes.
+SEQUENCES = 256
 
 
 def engine(arguments, dtype):
@@ -72,26 +74,28 @@ def torch_rate(arguments, sequences, blocks, dtype):
 def llama_rate(arguments, path, sequences, blocks):
     """llama.cpp's tokens/s for prompts, many sequences a batch, as if it ran so many of its blocks."""
     import llama_cpp
-    from llama_cpp import Llama
 
-    model = Llama(
-        path, n_ctx=4 * BATCH_TOKENS, n_batch=BATCH_TOKENS, n_ubatch=BATCH_TOKENS, n_threads=arguments.threads,
-        n_threads_batch=arguments.threads, n_seq_max=256, embedding=True, verbose=False,
-        pooling_type=llama_cpp.LLAMA_POOLING_TYPE_LAST,
-    )
-    context, all_blocks = model._ctx, int(model.metadata["llama.block_count"])
+    weights = llama_cpp.llama_model_default_params()
+    weights.use_extra_bufts = not arguments.no_repack
+    model = llama_cpp.llama_model_load_from_file(path.encode(), weights)
+    options = llama_cpp.llama_context_default_params()
+    options.n_ctx, options.n_batch, options.n_ubatch = 4 * BATCH_TOKENS, BATCH_TOKENS, BATCH_TOKENS
+    options.n_threads = options.n_threads_batch = arguments.threads
+    options.n_seq_max, options.kv_unified = SEQUENCES, True
+    context = llama_cpp.llama_init_from_model(model, options)
+    all_blocks = llama_cpp.llama_model_n_layer(model)
     batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
 
     def flush():
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context.ctx), True)
-        if llama_cpp.llama_decode(context.ctx, batch):
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+        if llama_cpp.llama_decode(context, batch):
             raise SystemExit("llama_decode failed")
         batch.n_tokens = 0
 
     def once():
         batch.n_tokens = sequence = 0
         for ids in sequences:
-            if batch.n_tokens + len(ids) > BATCH_TOKENS or sequence == 256:
+            if batch.n_tokens + len(ids) > BATCH_TOKENS or sequence == SEQUENCES:
                 flush()
                 sequence = 0
             for position, token in enumerate(ids):
@@ -118,6 +122,10 @@ def main():
     for name in ("engine", "model", "head", "texts"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--llama", nargs="*", default=[], help="GGUF files for llama.cpp, of the same weights")
+    parser.add_argument(
+        "--no-repack", action="store_true",
+        help="llama.cpp without the layouts that it makes at load; those for AMX crash on some virtual machines",
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, default=20)
     arguments = parser.parse_args()
