@@ -33,8 +33,9 @@ fn upgraded_and_restored_indexes_work_on() {
     fs::write(&script, SCRIPT).unwrap();
     let binaries = server.exec(&["sh", "-c", "dirname $(command -v psql)"]);
     // A program that the server runs is its user's, which no other way to start a cluster is for root.
+    // What a program that fails has printed is lost.
     let command = format!(
-        r#"sh "{}" "{}" "{}" 2>&1"#,
+        r#"sh "{}" "{}" "{}" 2>&1 || echo "exit status $?""#,
         script.display(),
         binaries.trim(),
         folder.display()
