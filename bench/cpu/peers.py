@@ -14,7 +14,7 @@ import subprocess
 import time
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 BATCH_TOKENS = 2048
 # Most sequences of a batch that llama.cpp takes.
@@ -111,10 +111,18 @@ def llama_rate(arguments, path, sequences, blocks):
     return repeated(arguments.seconds, once) * all_blocks / blocks
 
 
-def product_rate(dtype, seconds):
-    """Operations/s of the widest product of a block in torch."""
-    x, weight = torch.randn(BATCH_TOKENS, 576).to(dtype), torch.randn(576, 3072).to(dtype)
-    return repeated(seconds, lambda: (torch.mm(x, weight), 2 * BATCH_TOKENS * 576 * 3072)[1])
+def product_rate(config, seconds):
+    """Operations/s of a block's widest product, that of gate and up, in torch in f32."""
+    inputs, outputs = config.hidden_size, 2 * config.intermediate_size
+    x, weight = torch.randn(BATCH_TOKENS, inputs), torch.randn(inputs, outputs)
+    return repeated(seconds, lambda: (torch.mm(x, weight), 2 * BATCH_TOKENS * inputs * outputs)[1])
+
+
+def operations(config, blocks):
+    """Of a token's matrix products."""
+    q = config.num_attention_heads * config.head_dim
+    kv = config.num_key_value_heads * config.head_dim
+    return 2 * blocks * config.hidden_size * (2 * q + 2 * kv + 3 * config.intermediate_size)
 
 
 def main():
@@ -151,7 +159,10 @@ def main():
     for name, rate in rates.items():
         print(f"{name:40} {rate:8.0f} tokens/s   {rate / rates['engine, int8']:5.2f}   {rate / rates['engine, f32']:5.2f}")
     print("(rates relative to the engine's in int8 and in f32)")
-    print(f"f32 products alone in torch: {product_rate(torch.float32, arguments.seconds / 4) / 1e9:.0f} Gop/s")
+    config = AutoConfig.from_pretrained(folder, gguf_file=file)
+    ours = rates["engine, f32"] * operations(config, blocks)
+    alone = product_rate(config, arguments.seconds / 4)
+    print(f"f32: {ours / 1e9:.0f} Gop/s of the engine's products; torch's alone: {alone / 1e9:.0f}")
 
 
 if __name__ == "__main__":

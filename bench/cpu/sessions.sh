@@ -43,7 +43,10 @@ SQL
 pid=$(sql -c 'SELECT pid FROM ner_engine_status()')
 if [ -n "$pid" ]; then
   kill "$pid"
-  until [ "$(sql -c 'SELECT state FROM ner_engine_status()')" = stopped ]; do sleep 0.1; done
+  for _ in $(seq 100); do
+    [ "$(sql -c 'SELECT state FROM ner_engine_status()')" != stopped ] || break
+    sleep 0.1
+  done
 fi
 sql -c "DO \$\$ BEGIN PERFORM ner_type_embedding('dinosaur');
   RAISE NOTICE 'first vector after % ms', round(1000 * extract(epoch FROM clock_timestamp() - statement_timestamp())); END \$\$" 2>&1 |
@@ -57,4 +60,4 @@ for _ in 1 2; do
     sed 's/^NOTICE: *//'
 done
 sql -c "SELECT format('%s requests in %s batches; resident memory of the engine %s MB', requests, batches, resident_bytes / 1000000) FROM ner_engine_status()" \
-  -c 'DROP SCHEMA bench CASCADE' 2>/dev/null
+  -c 'SET client_min_messages = warning; DROP SCHEMA bench CASCADE'

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use rten_gemm::{
@@ -16,7 +16,7 @@ use rten_gemm::{
 use rten_tensor::{NdTensor, NdTensorView, prelude::*};
 
 use super::{
-    matrix::rows,
+    matrix::{rows, tokens},
     tiles::{Tile, in_tiles},
 };
 
@@ -43,8 +43,8 @@ pub struct Int8 {
     groups: Vec<Range<usize>>,
     /// For each tile's worth of outputs, the weights of each group.
     parts: Vec<Vec<Weights>>,
-    /// What activations are multiplied with, by input.
-    divisors: Vec<f32>,
+    /// What activations are multiplied with, by input: one over its factor.
+    reciprocals: Vec<f32>,
     inputs: usize,
     outputs: usize,
 }
@@ -89,7 +89,7 @@ impl Int8 {
         });
         Ok(Self {
             parts: parts.collect(),
-            divisors: factors.recip()?.to_vec1()?,
+            reciprocals: factors.recip()?.to_vec1()?,
             groups,
             inputs,
             outputs,
@@ -98,13 +98,7 @@ impl Int8 {
 
     /// The product with activations: `[tokens, in]` to `[tokens, out]`.
     pub fn product(&self, x: &Tensor) -> Result<Tensor> {
-        let (tokens, inputs) = x.dims2()?;
-        if inputs != self.inputs {
-            bail!(
-                "activations of {inputs} numbers for a matrix of {}",
-                self.inputs
-            );
-        }
+        let tokens = tokens(x, self.inputs)?;
         let (storage, layout) = x.storage_and_layout();
         let (numbers, stride) = rows(&storage, layout)?;
         let count = self.groups.len();
@@ -115,7 +109,7 @@ impl Int8 {
                 let tokens = TILE.0.min(tokens - first);
                 let group = &self.groups[task % count];
                 let x = &numbers[first * stride + group.start..];
-                Activations::new(x, stride, tokens, &self.divisors[group.clone()])
+                Activations::new(x, stride, tokens, &self.reciprocals[group.clone()])
             })
             .collect();
         drop(storage);

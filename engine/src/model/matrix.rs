@@ -69,6 +69,14 @@ impl Matrix {
     }
 }
 
+/// The number of tokens of activations, which must have these inputs.
+pub fn tokens(x: &Tensor, inputs: usize) -> Result<usize> {
+    match x.dims2()? {
+        (tokens, of_x) if of_x == inputs => Ok(tokens),
+        (_, of_x) => bail!("activations of {of_x} numbers for a matrix of {inputs}"),
+    }
+}
+
 /// The numbers of an f32 tensor in the CPU's memory, from its first, and where its rows begin among them.
 pub fn rows<'a>(storage: &'a Storage, layout: &Layout) -> Result<(&'a [f32], usize)> {
     match (storage, layout.stride()) {

@@ -3,11 +3,11 @@
 //! whole matrix lie kilobytes apart or, packed by the kernel, are written and read once more. Panels and
 //! groups of tokens are also the tasks of the threads.
 
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{D, Result, Tensor};
 use gemm::Parallelism;
 
 use super::{
-    matrix::rows,
+    matrix::{rows, tokens},
     tiles::{Tile, in_tiles},
 };
 
@@ -55,13 +55,7 @@ impl Panels {
 
     /// The products of the outputs from `first` on, with which a panel begins.
     fn product_from(&self, x: &Tensor, first: usize) -> Result<Tensor> {
-        let (tokens, inputs) = x.dims2()?;
-        if inputs != self.inputs {
-            bail!(
-                "activations of {inputs} numbers for a matrix of {}",
-                self.inputs
-            );
-        }
+        let tokens = tokens(x, self.inputs)?;
         let (storage, layout) = x.storage_and_layout();
         let (x_rows, stride) = rows(&storage, layout)?;
         let width = self.outputs - first;

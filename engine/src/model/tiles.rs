@@ -43,7 +43,6 @@ impl Tile<'_> {
 }
 
 /// The first number of a matrix.
-#[derive(Clone, Copy)]
 struct First(*mut f32);
 
 // SAFETY: the threads write through it to tiles that do not overlap.
