@@ -65,6 +65,7 @@ BEGIN
            LEFT JOIN pg_attribute AS a ON a.attrelid = check_mentions.mentions
                AND a.attname = v.name AND NOT a.attisdropped
            WHERE a.atttypid IS DISTINCT FROM to_regtype(v.type)::oid)
+       AND EXISTS (SELECT FROM ner_retriever.key_columns(check_mentions.base, check_mentions.mentions))
        AND NOT EXISTS (
            SELECT FROM ner_retriever.key_columns(check_mentions.base, check_mentions.mentions) AS k
            JOIN pg_attribute AS b ON b.attrelid = check_mentions.base AND b.attname = k.base_column

@@ -202,6 +202,13 @@ DECLARE
     progress record;
 BEGIN
     i := ner_retriever.find("table", "column");
+    -- Of this transaction: nobody else sees it before the end. (xmin is the last 32 bits of a number.)
+    IF EXISTS (SELECT FROM (SELECT xmin FROM ner_retriever.managed_index WHERE id = i.id UNION ALL
+                            SELECT xmin FROM ner_retriever.pending WHERE index_id = i.id) AS written
+               WHERE xmin = pg_current_xact_id_if_assigned()::xid) THEN
+        RAISE EXCEPTION 'this transaction has changes of table % that cannot be indexed before it commits', "table"
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Call ner_wait after COMMIT.';
+    END IF;
     LOOP
         SELECT state, rows_waiting, last_error INTO progress
         FROM ner_retriever.indexes WHERE id = i.id;

@@ -54,10 +54,10 @@ COMMENT ON FUNCTION ner_retriever.execute_as(oid, text) IS
 'Runs a statement with the rights of a role, which it cannot leave. Returns the number of rows';
 
 CREATE FUNCTION ner_retriever.depend_on(
-    class oid, object oid, referenced_class oid, referenced oid, referenced_column integer
+    class oid, object oid, referenced_class oid, referenced oid, referenced_column integer, auto boolean
 )
 RETURNS void
 LANGUAGE c STRICT
 AS 'MODULE_PATHNAME', 'ner_depend_on_wrapper';
-COMMENT ON FUNCTION ner_retriever.depend_on(oid, oid, oid, oid, integer) IS
-'Has an object dropped together with another';
+COMMENT ON FUNCTION ner_retriever.depend_on(oid, oid, oid, oid, integer, boolean) IS
+'Has an object dropped together with another: by itself, or only with CASCADE';

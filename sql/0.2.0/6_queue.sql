@@ -1,7 +1,8 @@
 -- The queue that the workers drain, one step a transaction.
 
--- Mentions go with the text's column, triggers with the mentions. Dumps do not know of such
--- dependencies, so the worker adds what is missing.
+-- Mentions go with the text's column, triggers with the mentions. A trigger that needs the foreign key is
+-- restored after it and so after the rows of all partitions, whose mentions the dump has. Dumps do not keep
+-- such dependencies, so they are added where they are missing.
 CREATE FUNCTION ner_retriever.adopt(index_id integer)
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -10,16 +11,23 @@ DECLARE
     d record;
 BEGIN
     FOR d IN
-        SELECT 'pg_class'::regclass AS class, g.mentions::oid AS object, i.base::oid AS referenced,
-               a.attnum::integer AS number
+        SELECT 'pg_class'::regclass AS class, g.mentions::oid AS object,
+               'pg_class'::regclass AS referenced_class, i.base::oid AS referenced,
+               a.attnum::integer AS number, true AS auto
         FROM ner_retriever.managed_index AS i
         CROSS JOIN LATERAL (VALUES (i.mentions), (i.next_mentions)) AS g (mentions)
         JOIN pg_attribute AS a ON a.attrelid = i.base AND a.attname = i."column" AND NOT a.attisdropped
         WHERE i.id = adopt.index_id AND g.mentions IS NOT NULL
         UNION ALL
-        SELECT 'pg_trigger'::regclass, t.oid, i.mentions, 0
+        SELECT 'pg_trigger'::regclass, t.oid, n.class, n.object, 0, n.auto
         FROM ner_retriever.managed_index AS i
         JOIN pg_trigger AS t ON t.tgrelid = i.base
+        CROSS JOIN LATERAL (
+            SELECT 'pg_class'::regclass AS class, i.mentions::oid AS object, true AS auto
+            UNION ALL
+            SELECT 'pg_constraint'::regclass, c.oid, false FROM pg_constraint AS c
+            WHERE c.contype = 'f' AND c.conparentid = 0
+              AND c.conrelid = i.mentions AND c.confrelid = i.base) AS n
         WHERE i.id = adopt.index_id
           AND t.tgname IN (SELECT format('ner_retriever_%s_%s', i.id, event)
                            FROM unnest(ARRAY['insert', 'update', 'truncate']) AS event)
@@ -27,11 +35,11 @@ BEGIN
         IF NOT EXISTS (
             SELECT FROM pg_depend AS p
             WHERE p.classid = d.class AND p.objid = d.object AND p.objsubid = 0
-              AND p.refclassid = 'pg_class'::regclass AND p.refobjid = d.referenced
-              AND p.refobjsubid = d.number AND p.deptype = 'a')
+              AND p.refclassid = d.referenced_class AND p.refobjid = d.referenced
+              AND p.refobjsubid = d.number AND p.deptype = CASE WHEN d.auto THEN 'a' ELSE 'n' END)
         THEN
             PERFORM ner_retriever.depend_on(
-                d.class, d.object, 'pg_class'::regclass, d.referenced, d.number);
+                d.class, d.object, d.referenced_class, d.referenced, d.number, d.auto);
         END IF;
     END LOOP;
 END
@@ -327,7 +335,7 @@ COMMENT ON FUNCTION ner_retriever.fail(tid, text, text) IS
 
 REVOKE EXECUTE ON FUNCTION
     ner_retriever.embed_rows(integer, text[]), ner_retriever.execute_as(oid, text),
-    ner_retriever.depend_on(oid, oid, oid, oid, integer), ner_retriever.work(integer, integer),
+    ner_retriever.depend_on(oid, oid, oid, oid, integer, boolean), ner_retriever.work(integer, integer),
     ner_retriever.lock_tables(integer), ner_retriever.start_filling(integer),
     ner_retriever.finish_filling(integer),
     ner_retriever.pause(integer, text), ner_retriever.embed_batch(integer, integer),

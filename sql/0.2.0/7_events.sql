@@ -23,10 +23,21 @@ BEGIN
             EXECUTE format('DROP TABLE %s', i.next_mentions);
         END IF;
     END LOOP;
+    FOR i IN
+        SELECT m.base, m."column" FROM pg_event_trigger_dropped_objects() AS d
+        JOIN pg_class AS c ON c.relname = d.address_names[2]
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = d.address_names[1]
+        JOIN ner_retriever.managed_index AS m ON m.mentions = c.oid
+        WHERE d.classid = 'pg_constraint'::regclass
+          AND NOT EXISTS (SELECT FROM ner_retriever.key_columns(m.base, m.mentions))
+    LOOP
+        RAISE WARNING 'table % is no longer indexed: the foreign key of its mentions is gone', i.base
+            USING HINT = format('Call ner_drop_index(%L, %L) and ner_index again.', i.base, i."column");
+    END LOOP;
 END
 $$;
 COMMENT ON FUNCTION ner_retriever.after_drop() IS
-'Forgets managed indexes whose tables are gone';
+'Forgets managed indexes whose tables are gone, and says which ones cannot go on';
 
 CREATE FUNCTION ner_retriever.after_alter()
 RETURNS event_trigger
@@ -35,8 +46,10 @@ AS $$
 DECLARE
     altered oid[];
 BEGIN
-    SELECT array_agg(objid) INTO altered FROM pg_event_trigger_ddl_commands()
-    WHERE classid = 'pg_class'::regclass;
+    SELECT array_agg(coalesce(t.tgrelid, d.objid)) INTO altered
+    FROM pg_event_trigger_ddl_commands() AS d
+    LEFT JOIN pg_trigger AS t ON d.classid = 'pg_trigger'::regclass AND t.oid = d.objid
+    WHERE d.classid IN ('pg_class'::regclass, 'pg_trigger'::regclass);
     UPDATE ner_retriever.managed_index AS i SET "column" = a.attname
     FROM pg_depend AS d
     JOIN pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
@@ -44,10 +57,10 @@ BEGIN
       AND d.classid = 'pg_class'::regclass AND d.objid = i.mentions
       AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.base AND d.refobjsubid > 0
       AND d.deptype = 'a' AND i."column" <> a.attname;
-    -- The last that a dump gives its tables of mentions are their foreign keys.
+    -- The last that a dump brings are foreign keys of mentions, and triggers.
     PERFORM ner_retriever.adopt(i.id), ner_retriever.wake()
     FROM ner_retriever.managed_index AS i
-    WHERE i.mentions::oid = ANY (altered) OR i.next_mentions::oid = ANY (altered);
+    WHERE ARRAY[i.base, i.mentions, i.next_mentions]::oid[] && altered;
 END
 $$;
 COMMENT ON FUNCTION ner_retriever.after_alter() IS
@@ -55,4 +68,4 @@ COMMENT ON FUNCTION ner_retriever.after_alter() IS
 
 CREATE EVENT TRIGGER ner_retriever_after_drop ON sql_drop EXECUTE FUNCTION ner_retriever.after_drop();
 CREATE EVENT TRIGGER ner_retriever_after_alter ON ddl_command_end
-    WHEN tag IN ('ALTER TABLE') EXECUTE FUNCTION ner_retriever.after_alter();
+    WHEN tag IN ('ALTER TABLE', 'CREATE TRIGGER') EXECUTE FUNCTION ner_retriever.after_alter();

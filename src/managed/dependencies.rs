@@ -10,7 +10,7 @@ use pgrx::prelude::*;
 use super::role::is_superuser;
 use crate::errors::Error;
 
-/// `ner_retriever.depend_on(oid, oid, oid, oid, integer)`
+/// `ner_retriever.depend_on(oid, oid, oid, oid, integer, boolean)`
 #[pg_extern]
 fn ner_depend_on(
     class: Oid,
@@ -18,6 +18,7 @@ fn ner_depend_on(
     referenced_class: Oid,
     referenced: Oid,
     referenced_column: i32,
+    auto: bool,
 ) -> Result<(), pg_sys::panic::ErrorReport> {
     if !is_superuser() {
         return Err(Error::WorkerOnly.into());
@@ -29,13 +30,12 @@ fn ner_depend_on(
     };
     let dependent = address(class, object, 0);
     let on = address(referenced_class, referenced, referenced_column);
+    let behavior = if auto {
+        pg_sys::DependencyType::DEPENDENCY_AUTO
+    } else {
+        pg_sys::DependencyType::DEPENDENCY_NORMAL
+    };
     // SAFETY: both addresses live as long as the call.
-    unsafe {
-        pg_sys::recordDependencyOn(
-            &raw const dependent,
-            &raw const on,
-            pg_sys::DependencyType::DEPENDENCY_AUTO,
-        );
-    }
+    unsafe { pg_sys::recordDependencyOn(&raw const dependent, &raw const on, behavior) };
     Ok(())
 }

@@ -266,3 +266,48 @@ fn renames_are_followed_and_drops_leave_nothing() {
                      + (select count(*) from pg_trigger where tgname like 'ner_retriever%')";
     assert_eq!(value::<i64>(&mut client, left), 0);
 }
+
+#[test]
+fn an_index_says_when_it_cannot_follow_its_table() {
+    let server = SERVER.turn();
+    let mut client = server.connect();
+    run(
+        &mut client,
+        "create table keyed (id int primary key, body text);
+         insert into keyed values (1, 'Ada Lovelace lived in London.')",
+    );
+    run(&mut client, "begin; select ner_index('keyed', 'body')");
+    let error = failure(client.query("select ner_wait('keyed')", &[]));
+    error.expect("55000", "table public.keyed", "after COMMIT");
+    run(&mut client, "rollback; select ner_index('keyed', 'body')");
+    settle(&mut client, "keyed");
+    run(
+        &mut client,
+        "begin; insert into keyed values (2, 'Alan Turing ran to Cambridge.')",
+    );
+    let error = failure(client.query("select ner_wait('keyed')", &[]));
+    error.expect("55000", "table public.keyed", "after COMMIT");
+    run(&mut client, "rollback");
+
+    let drop = "alter table keyed_body_mentions drop constraint keyed_body_mentions_id_fkey";
+    let error = client.batch_execute(drop).unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "2BP01");
+    run(&mut client, &format!("{drop} cascade"));
+    run(
+        &mut client,
+        "insert into keyed values (2, 'Alan Turing ran to Cambridge.')",
+    );
+    let error = failure(client.query("select ner_search('keyed', 'person')", &[]));
+    error.expect("55000", "not as ner_index made it", "ner_drop_index");
+    run(
+        &mut client,
+        "select ner_drop_index('keyed'); select ner_index('keyed', 'body')",
+    );
+    settle(&mut client, "keyed");
+    let people = "select mention from ner_search('keyed', 'person', 2) order by 1";
+    assert_eq!(
+        rows(&mut client, people),
+        ["(\"Ada Lovelace\")", "(\"Alan Turing\")"]
+    );
+    run(&mut client, "drop table keyed");
+}
