@@ -46,7 +46,7 @@ fn internal_functions_are_the_workers() {
     for (name, arguments) in [
         ("embed_rows", "1, '{1}'"),
         ("execute_as", "10, 'alter role mallory superuser'"),
-        ("depend_on", "1259, 1259, 1259, 1259, 0"),
+        ("depend_on", "1259, 1259, 1259, 1259, 0, true"),
         ("lock_tables", "1"),
         ("work", "0, 10"),
         ("start_filling", "1"),
