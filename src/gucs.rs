@@ -45,6 +45,9 @@ static MAX_TEXT_SIZE: Int = Int::new(256);
 static MAX_QUEUE: Int = Int::new(1024);
 /// -1: the threshold that was chosen for the head when it was trained.
 static DETECTION_THRESHOLD: GucSetting<f64> = GucSetting::<f64>::new(-1.0);
+/// On: searches find more of what they should on every corpus that was measured (docs/quality.md), for
+/// one more scan of the vector index.
+static FEEDBACK: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// 0: no limit of its own; `statement_timeout` already ends a call that takes too long.
 static REQUEST_TIMEOUT: Int = Int::new(0);
 
@@ -157,6 +160,14 @@ fn define_limits() {
         &DETECTION_THRESHOLD,
         -1.0,
         1.0,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"ner_retriever.feedback",
+        c"Whether ner_search lets the nearest mentions refine what it searches for.",
+        c"",
+        &FEEDBACK,
         GucContext::Userset,
         GucFlags::default(),
     );

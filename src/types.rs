@@ -155,6 +155,17 @@ fn example_embeddings(examples: &[String]) -> Result<(String, Vec<Vec<f32>>), Er
     Ok((fingerprint, embeddings.collect()))
 }
 
+/// `ner_retriever.feedback(real[], vector[])`
+#[pg_extern]
+fn ner_feedback(query: Array<'_, f32>, nearest: Array<'_, &[u8]>) -> Result<Vec<f32>, ErrorReport> {
+    let query: Vec<f32> = query.iter().flatten().collect();
+    let mut mentions = Vec::with_capacity(query.len() * nearest.len());
+    for mention in nearest.iter().flatten() {
+        mentions.extend(vector::elements(mention)?);
+    }
+    Ok(ner_retriever_feedback::refine(&query, &mentions))
+}
+
 /// A type's embedding with the examples that refine it.
 struct Refined {
     name: Vec<f64>,

@@ -9,6 +9,13 @@ AS 'MODULE_PATHNAME', 'ner_type_query_wrapper';
 COMMENT ON FUNCTION ner_retriever.type_query(text) IS
 'Embedding of a type''s name, and which model and head it comes from';
 
+CREATE FUNCTION ner_retriever.feedback(query real[], nearest @extschema:vector@.vector[])
+RETURNS real[]
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'ner_feedback_wrapper';
+COMMENT ON FUNCTION ner_retriever.feedback(real[], @extschema:vector@.vector[]) IS
+'A type''s embedding after the mentions that are nearest to it, all of length 1';
+
 CREATE FUNCTION ner_retriever.on_change()
 RETURNS trigger
 LANGUAGE c

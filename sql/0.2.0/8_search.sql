@@ -8,18 +8,24 @@ COMMENT ON TYPE ner_retriever.hit IS 'The best mention of a row that ner_search 
 -- $1 is the number of rows, $2 how many of the nearest mentions are looked at, $3 the least
 -- similarity. An exact search compares every mention instead of asking the vector index. Each hit comes
 -- with the number of mentions that were looked at and the distance of the farthest (of the type whose
--- farthest is nearest).
+-- farthest is nearest). Distances are those to the type after the mentions that are nearest to it
+-- (ner_retriever.feedback), whatever the condition; similarities are those to the type itself.
 CREATE FUNCTION ner_retriever.search_statement(
     "table" regclass, types text[], filter text, "column" name, exact boolean
 )
 RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+-- For the scan below, whose candidates need not all be the nearest.
+SET hnsw.ef_search = 100
 AS $$
 DECLARE
     i ner_retriever.managed_index;
     t record;
     cast_to text;
+    operator text;
+    refined real[];
     distance text;
+    similarity text;
     target text;
     source text;
     names text;
@@ -48,9 +54,11 @@ BEGIN
         INTO source
         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = i.base;
     END IF;
+    SELECT format('OPERATOR(%I.<=>)', n.nspname) INTO operator
+    FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'vector';
     cast_to := format('%s(%s)', ner_retriever.vector_type(i.storage::name), i.dims);
     FOR t IN
-        SELECT q.name, e.fingerprint, translate(e.embedding::text, '{}', '[]') AS embedding
+        SELECT q.name, e.fingerprint, e.embedding
         FROM (SELECT DISTINCT u.name FROM unnest(types) AS u (name) WHERE u.name IS NOT NULL) AS q
         CROSS JOIN LATERAL ner_retriever.type_query(q.name) AS e
     LOOP
@@ -60,14 +68,23 @@ BEGIN
                 USING ERRCODE = 'object_not_in_prerequisite_state',
                       HINT = format('Its owner can embed the table anew: SELECT ner_reindex(%L).', i.base);
         END IF;
-        distance := format('m.embedding OPERATOR(%s.<=>) %L::%s',
-            (SELECT quote_ident(n.nspname) FROM pg_extension AS e
-             JOIN pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'vector'),
-            t.embedding, cast_to);
+        similarity := format('1 OPERATOR(pg_catalog.-) (m.embedding %s %L::%s)',
+            operator, translate(t.embedding::text, '{}', '[]'), cast_to);
+        distance := 'm.embedding %s %L::%s';
+        IF current_setting('ner_retriever.feedback')::boolean THEN
+            -- As many as ner_retriever_feedback::CANDIDATES.
+            EXECUTE format(
+                'SELECT ner_retriever.feedback($1, array_agg(n.embedding))'
+                ' FROM (SELECT m.embedding::%s FROM %s AS m ORDER BY %s LIMIT 100) AS n',
+                ner_retriever.vector_type('vector'), target, format(distance, operator, translate(t.embedding::text, '{}', '[]'), cast_to))
+            INTO refined USING t.embedding;
+            t.embedding := coalesce(refined, t.embedding);
+        END IF;
+        distance := format(distance, operator, translate(t.embedding::text, '{}', '[]'), cast_to);
         nearest := concat_ws(E'\nUNION ALL\n', nearest, format(
             '(SELECT %s, pg_catalog.jsonb_build_object(%s) AS key, m.mention, m.start_char, m.end_char,'
-            ' %s AS distance, %L::text AS type FROM %s ORDER BY %s LIMIT $2)',
-            names, key, distance, t.name, source,
+            ' %s AS distance, %s AS similarity, %L::text AS type FROM %s ORDER BY %s LIMIT $2)',
+            names, key, distance, similarity, t.name, source,
             -- An index knows its operator, not a sum.
             CASE WHEN exact THEN format('(%s) OPERATOR(pg_catalog.+) 0', distance) ELSE distance END));
     END LOOP;
@@ -77,14 +94,12 @@ BEGIN
     END IF;
     RETURN format(
         'WITH n AS MATERIALIZED (%1$s), best AS (SELECT DISTINCT ON (%2$s) n.* FROM n'
-        ' ORDER BY %2$s, n.distance)'
-        ' SELECT ROW(b.key, b.mention, b.start_char, b.end_char,'
-        ' 1 OPERATOR(pg_catalog.-) b.distance, b.type)::ner_retriever.hit AS hit,'
+        ' WHERE n.similarity OPERATOR(pg_catalog.>=) $3 ORDER BY %2$s, n.distance)'
+        ' SELECT ROW(b.key, b.mention, b.start_char, b.end_char, b.similarity, b.type)::ner_retriever.hit AS hit,'
         ' (SELECT pg_catalog.count(*) FROM n) AS mentions,'
         ' (SELECT pg_catalog.min(f.distance) FROM (SELECT pg_catalog.max(n.distance) AS distance FROM n'
         ' GROUP BY n.type) AS f) AS farthest'
-        ' FROM best AS b WHERE 1 OPERATOR(pg_catalog.-) b.distance OPERATOR(pg_catalog.>=) $3'
-        ' ORDER BY b.distance LIMIT $1', nearest, same_key);
+        ' FROM best AS b ORDER BY b.distance LIMIT $1', nearest, same_key);
 END
 $$;
 COMMENT ON FUNCTION ner_retriever.search_statement(regclass, text[], text, name, boolean) IS
@@ -97,9 +112,9 @@ CREATE FUNCTION ner_retriever.search(
 -- Stable, and so unable to write, whatever the condition calls.
 LANGUAGE plpgsql STABLE
 -- The session's search_path stays: the condition is the caller's, and is read as the caller writes it.
--- 200 candidates instead of pgvector's 40, for recall (docs/performance.md); a scan that has passed over
+-- 150 candidates instead of pgvector's 40, for recall (docs/performance.md); a scan that has passed over
 -- rows of the same text or outside of the condition goes on for more.
-SET hnsw.ef_search = 200 SET hnsw.iterative_scan = 'relaxed_order'
+SET hnsw.ef_search = 150 SET hnsw.iterative_scan = 'relaxed_order'
 AS $$
 DECLARE
     looked_at bigint;

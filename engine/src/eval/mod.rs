@@ -5,6 +5,7 @@ pub mod auc;
 pub mod bm25;
 pub mod detection;
 mod export;
+mod feedback;
 pub mod index;
 pub mod queries;
 pub mod ranking;
@@ -48,11 +49,10 @@ pub fn evaluate(
     if let Some(path) = export {
         export::write(path, &index.texts, &mentions)?;
     }
-    let by_head = queries.score(
-        &index.texts,
-        &mentions,
-        &embeddings(embedder, &values, Side::Type)?,
-    )?;
+    let types = embeddings(embedder, &values, Side::Type)?;
+    let by_head = queries.score(&index.texts, &mentions, &types)?;
+    let refined = feedback::refine(&mentions, &types)?;
+    let by_feedback = queries.score(&index.texts, &mentions, &refined)?;
     let by_raw = queries.score(
         &index.texts,
         &unprojected(embedder, &index.values)?,
@@ -61,21 +61,27 @@ pub fn evaluate(
     let keywords = KeywordIndex::new(documents.iter().map(|d| d.text.as_str()));
     let by_keyword = queries.score_ranks(|query| keywords.search(query));
     let macro_r_precision = macro_average(&by_head);
-    let types = by_head.into_iter().zip(&queries.names);
+    let macro_r_precision_with_feedback = macro_average(&by_feedback);
+    let types = by_head.into_iter().zip(by_feedback).zip(&queries.names);
     Ok(Report {
         fingerprint: embedder.info().fingerprint.clone(),
         spans,
         texts: documents.len(),
         mentions: index.texts.len(),
         macro_r_precision,
+        macro_r_precision_with_feedback,
         baselines: Baselines {
             bm25: macro_average(&by_keyword),
             unprojected: macro_average(&by_raw),
         },
         types: types
-            .map(|((kind, score), query)| {
-                let query = query.clone();
-                (kind, TypeReport { query, score })
+            .map(|(((kind, score), (_, with_feedback)), query)| {
+                let report = TypeReport {
+                    query: query.clone(),
+                    score,
+                    with_feedback: with_feedback.r_precision,
+                };
+                (kind, report)
             })
             .collect(),
         detection: matches!(spans, Spans::Detected).then(|| index.detection.scores()),

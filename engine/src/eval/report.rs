@@ -25,6 +25,8 @@ pub struct Report {
     pub texts: usize,
     pub mentions: usize,
     pub macro_r_precision: f64,
+    /// With relevance feedback, as `ner_search` searches.
+    pub macro_r_precision_with_feedback: f64,
     /// Macro R-Precision of other methods on the same texts.
     pub baselines: Baselines,
     /// By the corpus's name of the type.
@@ -46,17 +48,26 @@ pub struct TypeReport {
     pub query: String,
     #[serde(flatten)]
     pub score: TypeScore,
+    pub with_feedback: f64,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:>11}  {:>10}  type", "R-Precision", "gold texts")?;
+        writeln!(
+            f,
+            "{:>11}  {:>13}  {:>10}  type",
+            "R-Precision", "with feedback", "gold texts"
+        )?;
         for report in self.types.values() {
             let TypeScore {
                 r_precision,
                 gold_texts,
             } = report.score;
-            writeln!(f, "{r_precision:>11.3}  {gold_texts:>10}  {}", report.query)?;
+            writeln!(
+                f,
+                "{r_precision:>11.3}  {:>13.3}  {gold_texts:>10}  {}",
+                report.with_feedback, report.query
+            )?;
         }
         writeln!(
             f,
@@ -70,6 +81,11 @@ impl fmt::Display for Report {
             }
         )?;
         writeln!(f, "{:>11.3}  this head", self.macro_r_precision)?;
+        writeln!(
+            f,
+            "{:>11.3}  this head, with relevance feedback as in ner_search",
+            self.macro_r_precision_with_feedback
+        )?;
         writeln!(
             f,
             "{:>11.3}  V vectors without projection",

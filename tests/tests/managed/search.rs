@@ -126,12 +126,64 @@ fn large_tables_are_searched_through_the_index_until_there_are_enough_rows() {
              where (key->>'id')::int in (select id from exact)"
         )
     };
+    let ids = "select key->>'id' from ner_search('large', 'dinosaur', 50)";
+    let followed = rows(&mut client, ids);
+    run(&mut client, "set ner_retriever.feedback = off");
+    assert_ne!(followed, rows(&mut client, ids));
     for filter in ["true", "part < 50", "part = 7"] {
         let found = value::<i64>(&mut client, &agrees(filter));
         let there = if filter == "part = 7" { 40 } else { 50 };
         assert!(found >= there - 1, "{filter}: {found} of {there}");
     }
-    run(&mut client, "drop table large");
+    run(
+        &mut client,
+        "reset ner_retriever.feedback; drop table large",
+    );
+}
+
+#[test]
+fn a_search_follows_what_is_nearest() {
+    let server = SERVER.turn();
+    let mut client = server.connect();
+    run(
+        &mut client,
+        "create table museum (id int primary key, body text);
+         select ner_index('museum', 'body')",
+    );
+    settle(&mut client, "museum");
+    let search = "select key->>'id', mention, round(similarity::numeric, 4)
+                  from ner_search('museum', 'dinosaur', 10)";
+    assert!(rows(&mut client, search).is_empty());
+    run(
+        &mut client,
+        "insert into museum values
+             (1, 'A Stegosaurus skeleton stands in the hall.'),
+             (2, 'Visitors from Vienna come on Sundays.'),
+             (3, 'Iguanodon was found by Gideon Mantell.'),
+             (4, 'Trams stop at the Danube.')",
+    );
+    settle(&mut client, "museum");
+    let exact = |query: &str| {
+        format!(
+            "with best as (select distinct on (id) id, mention, embedding, embedding <=> {query} as distance
+                           from museum_body_mentions order by id, 4)
+             select id::text, mention,
+                    round((1 - (embedding <=> ner_type_embedding('dinosaur')::halfvec))::real::numeric, 4)
+             from best order by distance"
+        )
+    };
+    let name = "ner_type_embedding('dinosaur')::halfvec";
+    let refined = "(select ner_retriever.feedback(ner_type_embedding('dinosaur')::real[],
+                      array_agg(m.embedding::vector)) from museum_body_mentions as m)::vector::halfvec";
+    let followed = rows(&mut client, search);
+    assert_eq!(followed, rows(&mut client, &exact(refined)));
+    run(&mut client, "set ner_retriever.feedback = off");
+    let by_name = rows(&mut client, search);
+    assert_eq!(by_name, rows(&mut client, &exact(name)));
+    run(
+        &mut client,
+        "reset ner_retriever.feedback; drop table museum",
+    );
 }
 
 fn rows_of_plan(client: &mut postgres::Client, sql: &str) -> String {
