@@ -179,6 +179,8 @@ SELECT format('ner_search''s scan of %s mentions, k = 10, %s queries: recall@10 
               round(percentile_cont(0.5) WITHIN GROUP (ORDER BY ms)::numeric, 2),
               round(percentile_cont(0.99) WITHIN GROUP (ORDER BY ms)::numeric, 2)) FROM answer;
 -- As sessions call it, which keep the embeddings of the last types; against the same search of all mentions.
+BEGIN;
+ALTER FUNCTION ner_retriever.search SET hnsw.ef_search = $EF_SEARCH;
 TRUNCATE answer;
 DO \$\$
 DECLARE
@@ -198,6 +200,7 @@ END \$\$;
 SELECT format('ner_search as a whole, with feedback, the type embedded before: recall@10 %s, p50 %s ms, p99 %s ms',
               round(avg(recall)::numeric, 4), round(percentile_cont(0.5) WITHIN GROUP (ORDER BY ms)::numeric, 2),
               round(percentile_cont(0.99) WITHIN GROUP (ORDER BY ms)::numeric, 2)) FROM answer HAVING count(*) > 0;
+ROLLBACK;
 SELECT format('storage a mention, bytes: %s in the table, %s in its HNSW index (halfvec(384)); a row''s vector as vector(384) %s, as vector(4096) %s',
               pg_table_size('bench.doc_body_mentions') / n, pg_relation_size('bench.doc_body_mentions_embedding_idx') / n,
               8 + 4 * 384, 8 + 4 * 4096) FROM (SELECT count(*) AS n FROM bench.doc_body_mentions) AS m;

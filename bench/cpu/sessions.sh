@@ -59,5 +59,5 @@ for _ in 1 2; do
     RAISE NOTICE 'bulk call: % texts/s', round($count / extract(epoch FROM clock_timestamp() - statement_timestamp()), 1); END \$\$" 2>&1 |
     sed 's/^NOTICE: *//'
 done
-sql -c "SELECT format('%s requests in %s batches; resident memory of the engine %s MB', requests, batches, resident_bytes / 1000000) FROM ner_engine_status()" \
-  -c 'SET client_min_messages = warning; DROP SCHEMA bench CASCADE'
+memory="SELECT format('%s requests in %s batches; resident memory of the engine %s MB', requests, batches, resident_bytes / 1000000) FROM ner_engine_status()"
+sql -c "$memory" -c 'SELECT pg_sleep(2)' -c "$memory" -c 'SET client_min_messages = warning; DROP SCHEMA bench CASCADE'

@@ -9,6 +9,9 @@ use super::lock;
 /// each time, and how often the idle time is looked at again while others outlast it.
 pub(super) const IDLE_RECHECK: Duration = Duration::from_millis(200);
 
+/// A pause of this length is worth giving memory back to the system, which then takes a few ms to come again.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// What keeps the engine from exiting.
 pub(super) struct Activity {
     idle_timeout: Option<Duration>,
@@ -24,6 +27,8 @@ struct State {
     /// End of the last request for the model. Status requests do not count: a monitor must not
     /// keep a model in memory.
     last_work: Instant,
+    /// Whether there was work after the last pause.
+    unsettled: bool,
 }
 
 impl Activity {
@@ -34,6 +39,7 @@ impl Activity {
                 open: 0,
                 working: 0,
                 last_work: Instant::now(),
+                unsettled: false,
             }),
             changed: Condvar::new(),
         }
@@ -59,14 +65,28 @@ impl Activity {
         Working(self)
     }
 
-    /// How long to wait for a connection before [`Self::is_idle`] is worth asking; `None`: for ever.
+    /// How long to wait for a connection before [`Self::settles`] or [`Self::is_idle`] is worth asking;
+    /// `None`: for ever.
     pub fn until_idle(&self) -> Option<Duration> {
         let state = lock(&self.state);
-        let left = self.idle_timeout?.saturating_sub(state.last_work.elapsed());
-        if left.is_zero() && state.open > 0 {
-            return Some(IDLE_RECHECK);
-        }
-        Some(left)
+        let until_settled = state.unsettled.then_some(SETTLED);
+        let until_idle = self.idle_timeout.map(|timeout| {
+            let left = timeout.saturating_sub(state.last_work.elapsed());
+            if left.is_zero() && state.open > 0 {
+                IDLE_RECHECK
+            } else {
+                left
+            }
+        });
+        until_settled.into_iter().chain(until_idle).min()
+    }
+
+    /// Whether nobody has asked for the model for a while; once after each time that somebody has.
+    pub fn settles(&self) -> bool {
+        let mut state = lock(&self.state);
+        let settles = state.unsettled && state.working == 0 && state.last_work.elapsed() >= SETTLED;
+        state.unsettled &= !settles;
+        settles
     }
 
     /// Whether nobody has asked for the model for the idle time. Connections that might still ask
@@ -96,5 +116,29 @@ impl Drop for Working<'_> {
         let mut state = lock(&self.0.state);
         state.working -= 1;
         state.last_work = Instant::now();
+        state.unsettled = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_settles_once() {
+        let activity = Activity::new(None);
+        assert!(!activity.settles());
+        assert_eq!(activity.until_idle(), None);
+        drop(activity.work());
+        assert!(!activity.settles());
+        assert_eq!(activity.until_idle(), Some(SETTLED));
+        lock(&activity.state).last_work -= SETTLED;
+        let working = activity.work();
+        assert!(!activity.settles());
+        drop(working);
+        lock(&activity.state).last_work -= SETTLED;
+        assert!(activity.settles());
+        assert!(!activity.settles());
+        assert_eq!(activity.until_idle(), None);
     }
 }

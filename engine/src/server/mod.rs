@@ -28,6 +28,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::backend::Backend;
 use activity::Activity;
 use model_slot::ModelSlot;
+use process::give_memory_back;
 pub use process::{inherited_listener, own_listener, prepare_process};
 use scheduler::Scheduler;
 use status::Counters;
@@ -158,6 +159,9 @@ fn accept_until_idle<'scope, B: Backend>(
                     });
                 }
             }
+        }
+        if server.activity.settles() {
+            give_memory_back();
         }
         if server.activity.is_idle() {
             return Ok(());
