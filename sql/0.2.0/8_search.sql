@@ -68,19 +68,18 @@ BEGIN
                 USING ERRCODE = 'object_not_in_prerequisite_state',
                       HINT = format('Its owner can embed the table anew: SELECT ner_reindex(%L).', i.base);
         END IF;
-        similarity := format('1 OPERATOR(pg_catalog.-) (m.embedding %s %L::%s)',
-            operator, translate(t.embedding::text, '{}', '[]'), cast_to);
-        distance := 'm.embedding %s %L::%s';
+        distance := format('m.embedding %s %L::%s', operator, translate(t.embedding::text, '{}', '[]'), cast_to);
+        similarity := format('1 OPERATOR(pg_catalog.-) (%s)', distance);
         IF current_setting('ner_retriever.feedback')::boolean THEN
             -- As many as ner_retriever_feedback::CANDIDATES.
             EXECUTE format(
                 'SELECT ner_retriever.feedback($1, array_agg(n.embedding))'
                 ' FROM (SELECT m.embedding::%s FROM %s AS m ORDER BY %s LIMIT 100) AS n',
-                ner_retriever.vector_type('vector'), target, format(distance, operator, translate(t.embedding::text, '{}', '[]'), cast_to))
+                ner_retriever.vector_type('vector'), target, distance)
             INTO refined USING t.embedding;
-            t.embedding := coalesce(refined, t.embedding);
+            distance := format('m.embedding %s %L::%s', operator,
+                translate(coalesce(refined, t.embedding)::text, '{}', '[]'), cast_to);
         END IF;
-        distance := format(distance, operator, translate(t.embedding::text, '{}', '[]'), cast_to);
         nearest := concat_ws(E'\nUNION ALL\n', nearest, format(
             '(SELECT %s, pg_catalog.jsonb_build_object(%s) AS key, m.mention, m.start_char, m.end_char,'
             ' %s AS distance, %s AS similarity, %L::text AS type FROM %s ORDER BY %s LIMIT $2)',
@@ -135,7 +134,8 @@ BEGIN
             ner_retriever.search_statement("table", types, filter, "column", exact))
         INTO hits, looked_at, farthest
         USING k, nearest, COALESCE(min_similarity, '-1');
-        -- Done with enough rows, or after every mention, or where the next is not similar enough.
+        -- Done with enough rows, or after every mention, or where the next are nearer to the type than
+        -- min_similarity only if they are nearer to it than to what it found.
         EXIT WHEN exact OR COALESCE(pg_catalog.cardinality(hits), 0) OPERATOR(pg_catalog.>=) k;
         EXIT WHEN 1 OPERATOR(pg_catalog.-) farthest OPERATOR(pg_catalog.<) min_similarity;
         -- The index gives up after hnsw.max_scan_tuples.
