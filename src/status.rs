@@ -31,6 +31,8 @@ type StatusRow = TableIterator<
         name!(merged_requests, Option<i64>),
         name!(queue_depth, Option<i64>),
         name!(resident_bytes, Option<i64>),
+        // Not declared before 0.2.0, where it is left out.
+        name!(dtype, Option<ServerText>),
     ),
 >;
 
@@ -66,6 +68,7 @@ fn ner_engine_status() -> Result<StatusRow, ErrorReport> {
         count(|status| status.merged_requests),
         count(|status| status.queue_depth),
         count(|status| status.resident_bytes),
+        model.map(|model| text(&model.dtype)),
     )))
 }
 

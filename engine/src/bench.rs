@@ -19,10 +19,7 @@ use crate::{
     device,
     embedder::Embedder,
     error::{EngineError, ErrorKind, Result, compute},
-    model::{
-        default_numbers,
-        llama::{Packed, Wanted},
-    },
+    model::llama::{Packed, Wanted},
     prepare::Window,
     projection::Side,
     server::resident_bytes,
@@ -124,7 +121,7 @@ pub fn run(options: &BenchOptions) -> Result<Option<Figures>> {
     }
     let started = Instant::now();
     let device = device::select(&options.device)?;
-    let numbers = device::numbers(&options.dtype, &device)?.unwrap_or(default_numbers(&device));
+    let numbers = device::numbers(&options.dtype, &device)?;
     let embedder = Embedder::load(&options.model, &options.head, device, Some(numbers))?;
     let batch_tokens = embedder.batch_tokens(options.batch_tokens)?;
     let load_s = started.elapsed().as_secs_f64();
@@ -136,7 +133,7 @@ pub fn run(options: &BenchOptions) -> Result<Option<Figures>> {
     bulk(&embedder, &inputs, batch_tokens, 0.0)?;
     Ok(Some(Figures {
         device: embedder.info().device.clone(),
-        dtype: format!("{numbers:?}").to_lowercase(),
+        dtype: numbers.to_string(),
         batch_tokens,
         load_s,
         pass: pass(&embedder, &inputs, batch_tokens, options.seconds)?,

@@ -4,7 +4,7 @@ use candle_core::{Device, DeviceLocation};
 
 use crate::{
     error::{EngineError, ErrorKind, Result},
-    model::{Numbers, int8_is_exact},
+    model::{Numbers, default_numbers, int8_is_exact},
 };
 
 /// The device that `ner_retriever.device` names. In an engine that was built with CUDA, `auto` is the
@@ -66,19 +66,19 @@ fn unavailable(name: &str, problem: &str, hint: &str) -> EngineError {
     EngineError::new(ErrorKind::DeviceUnavailable, message).hint(hint)
 }
 
-/// The numbers that `ner_retriever.dtype` names; `None`: those that suit the device. `auto` is int8 where
-/// the CPU has instructions for it: docs/performance.md has what it costs in quality.
+/// The numbers that `ner_retriever.dtype` names. `auto` is int8 where the CPU has instructions for it:
+/// docs/performance.md has what it costs in quality.
 ///
 /// # Errors
 /// `InvalidSetting` for an unknown name, and for numbers that the device does not multiply.
-pub fn numbers(name: &str, device: &Device) -> Result<Option<Numbers>> {
+pub fn numbers(name: &str, device: &Device) -> Result<Numbers> {
     match name {
-        "auto" if device.is_cpu() && int8_is_exact() => Ok(Some(Numbers::Int8)),
-        "auto" => Ok(None),
-        "f32" => Ok(Some(Numbers::F32)),
-        "f16" => Ok(Some(Numbers::F16)),
-        "bf16" if !device.is_cpu() => Ok(Some(Numbers::Bf16)),
-        "int8" if device.is_cpu() && int8_is_exact() => Ok(Some(Numbers::Int8)),
+        "auto" if device.is_cpu() && int8_is_exact() => Ok(Numbers::Int8),
+        "auto" => Ok(default_numbers(device)),
+        "f32" => Ok(Numbers::F32),
+        "f16" => Ok(Numbers::F16),
+        "bf16" if !device.is_cpu() => Ok(Numbers::Bf16),
+        "int8" if device.is_cpu() && int8_is_exact() => Ok(Numbers::Int8),
         "int8" if device.is_cpu() => Err(unavailable(
             "cpu",
             "it multiplies int8 without enough precision",

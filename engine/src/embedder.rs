@@ -12,7 +12,7 @@ use crate::{
     head::{self, Head, HeadDescription},
     mentions::{candidates::Candidates, probe::Probe},
     model::{
-        BaseModel, Checkpoint, MAX_WINDOW, Numbers,
+        BaseModel, Checkpoint, MAX_WINDOW, Numbers, default_numbers,
         llama::{Packed, Wanted},
     },
     prepare::{Prepared, Task, Window, finish, prepare},
@@ -109,6 +109,7 @@ impl Embedder {
                 device: device::name(&device),
                 block: representations.max().unwrap_or(0) as u32,
                 dims: head.description.projection.dims as u32,
+                dtype: numbers.unwrap_or(default_numbers(&device)).to_string(),
             },
             model,
             head,

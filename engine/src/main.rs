@@ -194,7 +194,7 @@ fn load(options: &Serve) -> Result<Embedder, EngineError> {
     device::check_detector(&options.detector)?;
     let device = device::select(&options.device)?;
     let numbers = device::numbers(&options.dtype, &device)?;
-    let embedder = Embedder::load(&options.model, &options.head, device, numbers)?;
+    let embedder = Embedder::load(&options.model, &options.head, device, Some(numbers))?;
     // Here, where a GPU without enough memory still makes way.
     embedder.batch_tokens(options.batch_tokens)?;
     Ok(embedder)
@@ -225,7 +225,7 @@ fn eval(options: &Eval) -> Result<(), EngineError> {
     let documents = corpus::sample(documents, options.limit, options.seed);
     let names = corpus::read_type_names(&options.types, &options.corpus)?;
     let numbers = device::numbers(&options.dtype, &Device::Cpu)?;
-    let embedder = Embedder::load(&options.model, &options.head, Device::Cpu, numbers)?;
+    let embedder = Embedder::load(&options.model, &options.head, Device::Cpu, Some(numbers))?;
     let report = eval::evaluate(
         &embedder,
         &documents,

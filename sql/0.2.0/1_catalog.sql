@@ -6,6 +6,31 @@
 -- Nothing that somebody else has created may take part in what follows.
 SET LOCAL search_path = pg_catalog, pg_temp;
 
+DROP FUNCTION @extschema@.ner_engine_status();
+CREATE FUNCTION @extschema@.ner_engine_status(
+    OUT state text,
+    OUT pid integer,
+    OUT model text,
+    OUT head text,
+    OUT fingerprint text,
+    OUT device text,
+    OUT block integer,
+    OUT dimensions integer,
+    OUT uptime interval,
+    OUT requests bigint,
+    OUT tokens bigint,
+    OUT batches bigint,
+    OUT merged_requests bigint,
+    OUT queue_depth bigint,
+    OUT resident_bytes bigint,
+    OUT dtype text
+)
+RETURNS SETOF record
+LANGUAGE c VOLATILE PARALLEL SAFE COST 1000 ROWS 1
+AS 'MODULE_PATHNAME', 'ner_engine_status_wrapper';
+COMMENT ON FUNCTION @extschema@.ner_engine_status() IS
+'What the engine is doing (stopped, idle, loading or ready) and has done since its start; never starts it';
+
 CREATE SCHEMA ner_retriever;
 GRANT USAGE ON SCHEMA ner_retriever TO PUBLIC;
 COMMENT ON SCHEMA ner_retriever IS 'What ner_retriever knows of its managed indexes';

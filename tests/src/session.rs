@@ -144,6 +144,7 @@ pub struct EngineStatus {
     pub merged_requests: Option<i64>,
     pub queue_depth: Option<i64>,
     pub resident_bytes: Option<i64>,
+    pub dtype: Option<String>,
 }
 
 /// What the engine is doing; starts nothing.
@@ -165,6 +166,7 @@ pub fn engine_status(client: &mut Client) -> EngineStatus {
         merged_requests: row.get("merged_requests"),
         queue_depth: row.get("queue_depth"),
         resident_bytes: row.get("resident_bytes"),
+        dtype: row.get("dtype"),
     }
 }
 

@@ -40,6 +40,7 @@ impl Toy {
                 device: "cpu".into(),
                 block: 0,
                 dims: 1,
+                dtype: "f32".into(),
             },
             forward: Box::new(forward),
             prepared: Arc::default(),
