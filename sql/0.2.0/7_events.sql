@@ -66,6 +66,36 @@ $$;
 COMMENT ON FUNCTION ner_retriever.after_alter() IS
 'Follows a column that is renamed, and welcomes what a dump has brought';
 
+-- Which table a GRANT is for, its event does not say.
+CREATE FUNCTION ner_retriever.after_grant()
+RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    g record;
+BEGIN
+    FOR g IN
+        SELECT DISTINCT b.relowner AS owner,
+               format('GRANT SELECT ON %I.%I TO %s', n.nspname, m.relname, CASE a.grantee
+                   WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END) AS statement
+        FROM ner_retriever.managed_index AS i
+        JOIN pg_class AS b ON b.oid = i.base
+        JOIN pg_class AS m ON m.oid IN (i.mentions, i.next_mentions) AND m.relowner = b.relowner
+        JOIN pg_namespace AS n ON n.oid = m.relnamespace
+        CROSS JOIN LATERAL aclexplode(b.relacl) AS a
+        WHERE a.privilege_type = 'SELECT' AND a.grantee <> b.relowner
+          AND NOT EXISTS (SELECT FROM aclexplode(m.relacl) AS h
+                          WHERE h.grantee = a.grantee AND h.privilege_type = 'SELECT')
+    LOOP
+        PERFORM ner_retriever.execute_as(g.owner, g.statement);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.after_grant() IS
+'Gives new readers of an indexed table the right to search it';
+
 CREATE EVENT TRIGGER ner_retriever_after_drop ON sql_drop EXECUTE FUNCTION ner_retriever.after_drop();
 CREATE EVENT TRIGGER ner_retriever_after_alter ON ddl_command_end
     WHEN tag IN ('ALTER TABLE', 'CREATE TRIGGER') EXECUTE FUNCTION ner_retriever.after_alter();
+CREATE EVENT TRIGGER ner_retriever_after_grant ON ddl_command_end
+    WHEN tag IN ('GRANT') EXECUTE FUNCTION ner_retriever.after_grant();
