@@ -69,6 +69,20 @@ fn others_do_not_wait_for_a_saboteur() {
     );
     is_served(&mut victim, "a lock");
     run(&mut mallory, "commit");
+    // Of all users' GRANTs a superuser's alone look at her table.
+    run(
+        &mut mallory,
+        "grant select on notes to victim; revoke select on notes_body_mentions from victim;
+         begin; grant select on notes_body_mentions to victim;",
+    );
+    let granting = std::time::Instant::now();
+    run(&mut victim, "grant select on safe.notes to mallory");
+    run(
+        &mut server.connect(),
+        "grant select on safe.notes to public",
+    );
+    assert!(granting.elapsed() < Duration::from_secs(10));
+    run(&mut mallory, "commit");
     settle(&mut mallory, "sabotage.notes");
 }
 
