@@ -37,7 +37,7 @@ LOG=$(mktemp "$CARGO_TARGET_DIR/test-log.XXXXXX")
 trap 'rm -f "$LOG"' EXIT
 export_test_environment
 
-logged cargo test --release --no-fail-fast -p ner-retriever-protocol -p ner-retriever-engine \
+logged cargo test --release --no-fail-fast -p ner-retriever-protocol -p ner-retriever-feedback -p ner-retriever-engine \
   -p ner-retriever-report
 if MODEL='' "$SCRIPTS/install.sh" install && "$SCRIPTS/server.sh" remove --instance "$INSTANCE" &&
   "$SCRIPTS/server.sh" start --instance "$INSTANCE"; then
