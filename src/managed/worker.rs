@@ -27,9 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it looks for rows whose time has come, and whether the database is to be dropped:
 /// DROP DATABASE gives others 5 seconds to leave.
 const TICK: Duration = Duration::from_secs(1);
-/// A step takes about this long, as long as it has rows: longer steps would keep DROP DATABASE, and
-/// the rows' locks, waiting; shorter ones would cost more commits.
-const STEP: Duration = Duration::from_millis(1000);
+/// A step takes one to two times this long, as long as it has rows: longer steps would keep DROP DATABASE,
+/// and the rows' locks, waiting; shorter ones would cost more commits, and the engine batches too small to
+/// keep it busy.
+const STEP: Duration = Duration::from_millis(1500);
 const MIN_ROWS: i32 = 8;
 const MAX_ROWS: i32 = 1024;
 
@@ -170,7 +171,7 @@ impl Worker {
         let Some(index) = index else { return false };
         self.last_index = index;
         let took = began.elapsed();
-        if rows == self.rows && took < STEP / 2 {
+        if rows == self.rows && took < STEP {
             self.rows = (self.rows * 2).min(MAX_ROWS);
         } else if took > STEP * 2 {
             self.rows = (self.rows / 2).max(MIN_ROWS);
