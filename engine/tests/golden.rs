@@ -9,6 +9,7 @@ use candle_core::{Device, Tensor};
 use ner_retriever_engine::model::{
     BaseModel, Checkpoint, Numbers,
     config::RopeScaling,
+    has_amx,
     llama::{Continuation, Packed, Wanted},
 };
 use serde::Deserialize;
@@ -102,6 +103,13 @@ const F16: Tolerance = Tolerance {
     packed: 1e-2,
 };
 
+/// Eight bits.
+const BF16: Tolerance = Tolerance {
+    cosine: 0.9995,
+    distance: 3e-2,
+    packed: 1e-2,
+};
+
 fn check(model: &BaseModel, golden: &Golden, tolerance: &Tolerance) {
     let blocks: Vec<usize> = (0..=model.llama.last_block()).collect();
     let packed = Packed::new(golden.texts.iter().map(|t| t.ids.as_slice()));
@@ -156,6 +164,9 @@ fn smollm2_matches_transformers() {
     check(&load(&model), &golden, &F32);
     check(&load_in(Numbers::F16, &model), &golden, &F16);
     check(&load_in(Numbers::Int8, &model), &golden, &INT8);
+    if has_amx() {
+        check(&load_in(Numbers::Bf16, &model), &golden, &BF16);
+    }
 }
 
 /// A tiny checkpoint, as a folder and as GGUF; gives the latter for further checks.

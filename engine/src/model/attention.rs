@@ -6,7 +6,7 @@ use super::{
     config::LlamaConfig,
     fused::{rms_norm, rotate},
     matrix::Matrix,
-    weights::Weights,
+    weights::{Numbers, Weights},
 };
 use crate::error;
 
@@ -67,10 +67,9 @@ impl AttentionInputs {
         ];
         Ok(Self {
             norm: weights.block(block, "input_layernorm", &[config.hidden_size])?,
-            qkv: Linear::load(weights, block, &parts, weights.int8())?,
-            v: weights
-                .int8()
-                .then(|| Linear::load(weights, block, &parts[2..], false))
+            qkv: Linear::load(weights, block, &parts, weights.numbers())?,
+            v: (weights.numbers() == Numbers::Int8)
+                .then(|| Linear::load(weights, block, &parts[2..], Numbers::F32))
                 .transpose()?,
             head_norms,
         })
@@ -151,7 +150,7 @@ impl Values {
                 weights,
                 block,
                 &[("self_attn.v_proj", config.kv_dim())],
-                false,
+                Numbers::F32,
             )?,
         })
     }
@@ -168,7 +167,7 @@ impl Linear {
         weights: &Weights,
         block: usize,
         parts: &[(&str, usize)],
-        int8: bool,
+        numbers: Numbers,
     ) -> error::Result<Self> {
         let config = weights.config();
         let stack = |tensor: &dyn Fn(&str, usize) -> error::Result<Tensor>| {
@@ -178,7 +177,7 @@ impl Linear {
         let matrix = |part: &str, width| weights.block(block, part, &[width, config.hidden_size]);
         let bias = |part: &str, width| weights.bias(block, part, &[width]);
         Ok(Self {
-            weight: Matrix::new(stack(&matrix)?, int8)?,
+            weight: Matrix::new(stack(&matrix)?, numbers)?,
             bias: if config.attention.qkv_bias {
                 Some(stack(&bias)?)
             } else {

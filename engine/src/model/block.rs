@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::{
     attention::{AttentionInputs, Qkv, norm},
     config::LlamaConfig,
-    fused::swiglu,
+    fused::{add, swiglu},
     matrix::Matrix,
     packed_attention::{KeyValues, Plan},
     weights::Weights,
@@ -34,7 +34,7 @@ impl Block {
         let (hidden, q) = (config.hidden_size, config.heads * config.head_dim);
         let inner = config.intermediate_size;
         let tensor = |name: &str, shape: &[usize]| weights.block(index, name, shape);
-        let matrix = |of: Tensor| Matrix::new(of, weights.int8());
+        let matrix = |of: Tensor| Matrix::new(of, weights.numbers());
         Ok(Self {
             inputs: AttentionInputs::load(weights, index)?,
             output: matrix(tensor("self_attn.o_proj", &[hidden, q])?)?,
@@ -63,10 +63,10 @@ impl Block {
             values: &own.v,
         };
         let attended = plan.attend(q, own, past)?.flatten_from(1)?;
-        let after_attention = (x + self.output.product(&attended)?)?;
+        let after_attention = add(x, self.output.product(&attended)?)?;
         let normed = norm(config, &after_attention, &self.mlp_norm)?;
         let inner = swiglu(self.gate_up.product(&normed)?)?;
-        after_attention + self.down.product(&inner)?
+        add(&after_attention, self.down.product(&inner)?)
     }
 
     /// Quantizes the matrices that have measured their activations.

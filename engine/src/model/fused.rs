@@ -188,6 +188,60 @@ pub fn swiglu(gate_up: Tensor) -> Result<Tensor> {
     ops::silu(&gate.contiguous()?)? * up
 }
 
+/// `x` and `product`, whose memory the sum takes: it is not to be used afterwards.
+pub fn add(x: &Tensor, product: Tensor) -> Result<Tensor> {
+    if !is_ours(&product) || x.dims() != product.dims() {
+        return x + product;
+    }
+    let (storage, layout) = x.storage_and_layout();
+    product.inplace_op1(&Add {
+        x: numbers(&storage, layout)?,
+        width: x.dim(D::Minus1)?,
+    })?;
+    Ok(product)
+}
+
+struct Add<'a> {
+    x: &'a [f32],
+    width: usize,
+}
+
+impl InplaceOp1 for Add<'_> {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        in_place(storage, layout, self.width, self)
+    }
+}
+
+impl RowOp for Add<'_> {
+    #[inline(always)]
+    fn row(&self, index: usize, row: &mut [f32]) {
+        let x = &self.x[index * self.width..][..row.len()];
+        for (sum, x) in row.iter_mut().zip(x) {
+            *sum += x;
+        }
+    }
+}
+
+/// Rows of a contiguous tensor, changed by `op`.
+fn in_place(
+    storage: &mut CpuStorage,
+    layout: &Layout,
+    width: usize,
+    op: &impl RowOp,
+) -> Result<()> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(numbers), Some((from, to))) => {
+            each_row(&mut numbers[from..to], width, op);
+            Ok(())
+        }
+        _ => bail!("expected contiguous f32"),
+    }
+}
+
 /// In place: a tensor of its own would be as large as half of a block's weights.
 struct SwiGlu {
     inner: usize,
@@ -199,13 +253,7 @@ impl InplaceOp1 for SwiGlu {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        match (storage, layout.contiguous_offsets()) {
-            (CpuStorage::F32(numbers), Some((from, to))) => {
-                each_row(&mut numbers[from..to], 2 * self.inner, self);
-                Ok(())
-            }
-            _ => bail!("expected contiguous f32"),
-        }
+        in_place(storage, layout, 2 * self.inner, self)
     }
 }
 
@@ -301,6 +349,19 @@ mod tests {
             assert!(distance(&rotated, &expected) < 1e-5);
             assert!(rotate(&x, 6, heads, &cos, &sin).is_err());
         }
+    }
+
+    #[test]
+    fn sums_are_candles() {
+        for shape in [&[40, 576][..], &[1, 3], &[0, 5]] {
+            let (x, y) = (random(shape), random(shape));
+            let expected = (&x + &y).unwrap();
+            assert_eq!(
+                add(&x, y).unwrap().to_vec2::<f32>().unwrap(),
+                expected.to_vec2::<f32>().unwrap()
+            );
+        }
+        assert!(add(&random(&[2, 4]), random(&[2, 3])).is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{
     config::LlamaConfig,
     packed_attention::{KeyValues, Plan, Queries, Sequence},
     rope::Rope,
-    weights::Weights,
+    weights::{Numbers, Weights},
 };
 use crate::error::{self, compute};
 
@@ -106,7 +106,7 @@ impl Llama {
             rope,
             config,
         };
-        if weights.int8() {
+        if weights.numbers() == Numbers::Int8 {
             model.load_quantized(weights, last, calibration)?;
         } else {
             for index in 0..last {

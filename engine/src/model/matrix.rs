@@ -2,13 +2,15 @@
 
 use candle_core::{CpuStorage, D, DType, Layout, Result, Storage, Tensor, bail};
 
-use super::{calibration::Measured, int8::Int8, panels::Panels};
+use super::{bf16::Bf16, calibration::Measured, int8::Int8, panels::Panels, weights::Numbers};
 use crate::error::{self, compute};
 
 /// A matrix that activations are multiplied with.
 pub enum Matrix {
     /// f32 on the CPU.
     Panels(Panels),
+    /// Rounded, on CPUs that have a unit for it.
+    Bf16(Bf16),
     /// Any other numbers, `[in, out]`.
     Float(Tensor),
     /// About to be quantized.
@@ -18,20 +20,18 @@ pub enum Matrix {
 }
 
 impl Matrix {
-    /// A checkpoint's `[out, in]`. With `int8`, which wants f32 in the CPU's memory, it measures the
-    /// activations that it is multiplied with until [`Self::quantize`].
+    /// A checkpoint's `[out, in]`. To become int8, it measures the activations that it is multiplied with
+    /// until [`Self::quantize`].
     ///
     /// # Errors
     /// `OutOfMemory`, `Internal`.
-    pub fn new(weight: Tensor, int8: bool) -> error::Result<Self> {
-        let matrix = || {
-            if int8 {
-                Measured::new(weight).map(Self::Measured)
-            } else if weight.device().is_cpu() && weight.dtype() == DType::F32 {
-                Panels::new(&weight).map(Self::Panels)
-            } else {
-                weight.t()?.contiguous().map(Self::Float)
-            }
+    pub fn new(weight: Tensor, numbers: Numbers) -> error::Result<Self> {
+        let in_f32 = weight.device().is_cpu() && weight.dtype() == DType::F32;
+        let matrix = || match numbers {
+            Numbers::Int8 => Measured::new(weight).map(Self::Measured),
+            Numbers::Bf16 if in_f32 => Bf16::new(&weight).map(Self::Bf16),
+            _ if in_f32 => Panels::new(&weight).map(Self::Panels),
+            _ => weight.t()?.contiguous().map(Self::Float),
         };
         matrix().map_err(compute)
     }
@@ -48,6 +48,7 @@ impl Matrix {
     pub fn product(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Panels(weight) => weight.product(x),
+            Self::Bf16(weight) => weight.product(x),
             Self::Float(weight) => x.matmul(weight),
             Self::Measured(weight) => weight.product(x),
             Self::Int8(weight) => weight.product(x),
@@ -59,6 +60,7 @@ impl Matrix {
     pub fn last(&self, x: &Tensor, count: usize) -> Result<Option<Tensor>> {
         let product = match self {
             Self::Panels(weight) => weight.last(x, count)?,
+            Self::Bf16(weight) => weight.last(x, count)?,
             Self::Float(weight) => {
                 let from = weight.dim(D::Minus1)? - count;
                 x.matmul(&weight.narrow(D::Minus1, from, count)?.contiguous()?)?

@@ -1,6 +1,8 @@
 //! The frozen base model: reading checkpoints and running the forward pass.
 
+mod amx;
 pub mod attention;
+mod bf16;
 mod block;
 mod calibration;
 pub mod config;
@@ -29,6 +31,7 @@ use crate::{
     representation::MAX_SUFFIX,
     tokenizer::TextTokenizer,
 };
+pub use amx::available as has_amx;
 use config::LlamaConfig;
 use gguf::Gguf;
 pub use int8::int8_is_exact;

@@ -32,12 +32,19 @@ impl Tile<'_> {
     pub fn copy_from(&mut self, numbers: &[f32]) {
         let width = self.outputs.len();
         assert_eq!(numbers.len(), self.tokens.len() * width);
-        for (token, row) in numbers.chunks_exact(width.max(1)).enumerate() {
-            // SAFETY: the token is one of the tile's, whose numbers nothing else refers to.
-            unsafe {
-                let to = self.first.add(token * self.stride);
-                std::ptr::copy_nonoverlapping(row.as_ptr(), to, width);
-            }
+        for (token, row) in self.tokens.clone().zip(numbers.chunks_exact(width.max(1))) {
+            self.write(token, self.outputs.start, row);
+        }
+    }
+
+    /// Writes numbers of one token from one of the tile's outputs on.
+    pub fn write(&mut self, token: usize, output: usize, numbers: &[f32]) {
+        assert!(self.tokens.contains(&token) && self.outputs.start <= output);
+        assert!(numbers.len() <= self.outputs.end - output);
+        let at = (token - self.tokens.start) * self.stride + output - self.outputs.start;
+        // SAFETY: the numbers are some of the tile's, which nothing else refers to.
+        unsafe {
+            std::ptr::copy_nonoverlapping(numbers.as_ptr(), self.first.add(at), numbers.len());
         }
     }
 }

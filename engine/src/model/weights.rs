@@ -22,20 +22,10 @@ pub struct Weights {
 pub enum Numbers {
     F32,
     F16,
+    /// On a CPU weights and activations of the matrix products alone, all else in f32.
     Bf16,
     /// Weights and activations of the matrix products in int8, all else in f32.
     Int8,
-}
-
-impl Numbers {
-    /// The numbers between the products.
-    pub fn dtype(self) -> DType {
-        match self {
-            Self::F32 | Self::Int8 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::Bf16 => DType::BF16,
-        }
-    }
 }
 
 impl fmt::Display for Numbers {
@@ -100,12 +90,16 @@ impl Weights {
 
     /// The numbers between the products.
     pub fn dtype(&self) -> DType {
-        self.numbers.dtype()
+        match self.numbers {
+            Numbers::F16 => DType::F16,
+            Numbers::Bf16 if !self.device.is_cpu() => DType::BF16,
+            Numbers::F32 | Numbers::Int8 | Numbers::Bf16 => DType::F32,
+        }
     }
 
-    /// Whether matrices are to be quantized.
-    pub fn int8(&self) -> bool {
-        self.numbers == Numbers::Int8
+    /// The numbers of the matrix products.
+    pub fn numbers(&self) -> Numbers {
+        self.numbers
     }
 
     /// Has the model run in other numbers than those that suit the device.
