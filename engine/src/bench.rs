@@ -11,11 +11,13 @@ use std::{
 use candle_core::{Tensor, safetensors};
 use clap::Args;
 use ner_retriever_protocol::{Span, TextRequest};
+use rayon::prelude::*;
 use serde::Serialize;
 use unicode_segmentation::UnicodeSegmentation;
 
 use crate::{
     backend::{Backend, Input},
+    batches::{batches, parts},
     device,
     embedder::Embedder,
     error::{EngineError, ErrorKind, Result, compute},
@@ -223,23 +225,19 @@ fn pass(embedder: &Embedder, inputs: &[Input], batch_tokens: usize, seconds: f64
     for input in inputs {
         windows.extend(embedder.prepare(input.clone())?.1);
     }
+    let run = |part: &[Window]| {
+        let packed = Packed::new(part.iter().map(|window| window.ids.as_slice()));
+        // Read back, so that a GPU has computed it.
+        let values = llama.forward(&packed, &wanted).map_err(compute)?.values;
+        let sum = Tensor::cat(&values, 0).and_then(|values| values.sum_all()?.to_vec0::<f32>());
+        sum.map_err(compute)?;
+        Ok(packed.ids.len())
+    };
     let (mut tokens, started) = (0, Instant::now());
     while tokens == 0 || started.elapsed() < Duration::from_secs_f64(seconds) {
-        let mut rest = windows.as_slice();
-        while !rest.is_empty() {
-            let mut of_batch = 0;
-            let fits = rest.iter().take_while(|window| {
-                of_batch += window.ids.len();
-                of_batch <= batch_tokens
-            });
-            let (batch, after) = rest.split_at(fits.count().max(1));
-            rest = after;
-            let packed = Packed::new(batch.iter().map(|window| window.ids.as_slice()));
-            // Read back, so that a GPU has computed it.
-            let values = llama.forward(&packed, &wanted).map_err(compute)?.values;
-            let sum = Tensor::cat(&values, 0).and_then(|values| values.sum_all()?.to_vec0::<f32>());
-            sum.map_err(compute)?;
-            tokens += packed.ids.len();
+        for batch in batches(&windows, batch_tokens, |window| window.ids.len()) {
+            let parts = parts(batch, embedder.device(), |window| window.ids.len());
+            tokens += parts.into_par_iter().map(run).sum::<Result<usize>>()?;
         }
     }
     Ok(Pass {

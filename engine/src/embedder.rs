@@ -4,9 +4,11 @@ use std::{ops::Range, path::Path};
 
 use candle_core::{DType, Device, Tensor};
 use ner_retriever_protocol::ModelInfo;
+use rayon::prelude::*;
 
 use crate::{
     backend::{Backend, Input, Output},
+    batches::parts,
     device,
     error::{EngineError, ErrorKind, Result, compute},
     head::{self, Head, HeadDescription},
@@ -125,6 +127,10 @@ impl Embedder {
         &self.head
     }
 
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// What a pass has to give for the head: with `detects` for its detector, with `embeds` for its
     /// representations.
     fn wanted(&self, detects: bool, embeds: bool) -> Wanted {
@@ -170,12 +176,25 @@ impl Embedder {
     /// # Errors
     /// `OutOfMemory`, `Internal`.
     pub fn represent(&self, windows: &[&Window]) -> Result<Represented> {
-        if windows.is_empty() {
-            return Ok(Represented {
-                found: Vec::new(),
-                values: None,
-            });
-        }
+        let parts = parts(windows, &self.device, |window| window.ids.len());
+        let parts: Result<Vec<_>> = parts.into_par_iter().map(|part| self.pass(part)).collect();
+        let (found, values): (Vec<_>, Vec<_>) = parts?
+            .into_iter()
+            .map(|part| (part.found, part.values))
+            .unzip();
+        let values: Vec<Tensor> = values.into_iter().flatten().collect();
+        let values = match values.is_empty() {
+            true => None,
+            false => Some(Tensor::cat(&values, 0).map_err(compute)?),
+        };
+        Ok(Represented {
+            found: found.concat(),
+            values,
+        })
+    }
+
+    /// Runs the model over the windows of one part of a batch.
+    fn pass(&self, windows: &[&Window]) -> Result<Represented> {
         let description = &self.head.description;
         let representations = &description.representations;
         let detector = self.head.probe.as_ref().zip(description.detector.as_ref());

@@ -9,9 +9,11 @@ use std::{
 
 use candle_core::{DType, Device, Tensor, safetensors};
 use indicatif::{ProgressBar, ProgressStyle};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::{
+    batches::{batches, parts},
     corpus::Document,
     error::{EngineError, ErrorKind, Result, compute},
     model::{
@@ -27,7 +29,7 @@ use crate::{
 
 /// Texts in one file of the cache; an interrupted run loses at most this much work.
 const SHARD_TEXTS: usize = 512;
-/// Tokens of one forward pass.
+/// Tokens of texts that go through the model at a time.
 const BATCH_TOKENS: usize = 2048;
 
 /// Which activations are kept.
@@ -79,6 +81,7 @@ impl Features {
         {
             progress.set_style(style);
         }
+        let reader = Reader::new(model, readout, kept);
         let mut all = Vec::with_capacity(documents.len());
         for (number, documents) in documents.chunks(SHARD_TEXTS).enumerate() {
             let texts: Vec<Labelled> = documents
@@ -89,7 +92,7 @@ impl Features {
             let mut tensors = match safetensors::load(&path, &Device::Cpu) {
                 Ok(tensors) => tensors,
                 Err(_) => {
-                    let tensors = shard(model, readout, &texts, kept)?;
+                    let tensors = reader.shard(&texts)?;
                     write(&tensors, &path)?;
                     tensors
                 }
@@ -163,88 +166,109 @@ impl Labelled {
             suffixes,
         })
     }
+
+    /// Tokens of a pass, the first one included.
+    fn tokens(&self) -> usize {
+        self.encoded.ids.len() + 1
+    }
 }
 
-fn shard(
-    model: &BaseModel,
-    readout: Option<&Readout>,
-    texts: &[Labelled],
-    kept: &Kept,
-) -> Result<HashMap<String, Tensor>> {
-    let representations = &kept.representations;
-    let mut wanted = Wanted {
-        hidden: kept.hidden.into_iter().collect(),
-        ..Wanted::default()
-    };
-    want(representations, &mut wanted);
-    let last = model.llama.config().blocks;
-    let read: Vec<usize> = readout.map(|_| last).into_iter().collect();
-    if readout.is_some() {
-        wanted.cached_blocks = last;
-    }
-    let mut parts: [Vec<Tensor>; 3] = Default::default();
-    let mut rest = texts;
-    while !rest.is_empty() {
-        let mut tokens = 0;
-        let fits = rest.iter().take_while(|text| {
-            tokens += text.encoded.ids.len() + 1;
-            tokens <= BATCH_TOKENS
-        });
-        let (batch, after) = rest.split_at(fits.count().max(1));
-        rest = after;
-        let first = model.tokenizer.first();
-        let sequences: Vec<Vec<u32>> = batch
-            .iter()
-            .map(|text| {
-                std::iter::once(first)
-                    .chain(text.encoded.ids.iter().copied())
-                    .collect()
-            })
-            .collect();
-        let mut places = Vec::new();
-        let mut offset = 0;
-        for (text, sequence) in batch.iter().zip(&sequences) {
-            places.extend(
-                text.ends
-                    .iter()
-                    .zip(&text.suffixes)
-                    .map(|(end, suffixes)| Place {
-                        end: offset + 1 + end,
-                        prefix: offset..offset + sequence.len(),
-                        suffixes: suffixes.clone(),
-                    }),
-            );
-            offset += sequence.len();
+/// What is kept of a text, and what a pass has to give for it.
+struct Reader<'a> {
+    model: &'a BaseModel,
+    readout: Option<&'a Readout>,
+    representations: &'a [Representation],
+    wanted: Wanted,
+}
+
+/// Values, states and hidden states of texts, where they are kept.
+type Parts = [Option<Tensor>; 3];
+
+impl<'a> Reader<'a> {
+    fn new(model: &'a BaseModel, readout: Option<&'a Readout>, kept: &'a Kept) -> Self {
+        let mut wanted = Wanted {
+            hidden: kept.hidden.into_iter().collect(),
+            ..Wanted::default()
+        };
+        want(&kept.representations, &mut wanted);
+        if readout.is_some() {
+            wanted.cached_blocks = model.llama.config().blocks;
         }
-        let packed = Packed::new(sequences.iter().map(Vec::as_slice));
-        let activations = model.llama.forward(&packed, &wanted).map_err(compute)?;
-        let half = |tensor: Tensor| tensor.to_dtype(DType::F16);
-        if !places.is_empty() && !representations.is_empty() {
-            let (values, states) =
-                represent_with_states(model, representations, &activations, &places, &read)
-                    .map_err(compute)?;
-            parts[0].push(values);
-            for (state, readout) in states.into_iter().zip(readout) {
-                let state = readout.normalize(&state).and_then(half).map_err(compute)?;
-                parts[1].push(state);
+        Self {
+            model,
+            readout,
+            representations: &kept.representations,
+            wanted,
+        }
+    }
+
+    /// The tensors of a file of the cache.
+    fn shard(&self, texts: &[Labelled]) -> Result<HashMap<String, Tensor>> {
+        let mut all: [Vec<Tensor>; 3] = Default::default();
+        for batch in batches(texts, BATCH_TOKENS, Labelled::tokens) {
+            let parts = parts(batch, &Device::Cpu, Labelled::tokens);
+            let parts = parts.into_par_iter().map(|part| self.pass(part));
+            for part in parts.collect::<Result<Vec<_>>>()? {
+                for (all, part) in all.iter_mut().zip(part) {
+                    all.extend(part);
+                }
             }
         }
-        for hidden in activations.hidden {
-            parts[2].push(half(hidden).map_err(compute)?);
+        if all[0].is_empty() && !self.representations.is_empty() {
+            return Err(EngineError::new(
+                ErrorKind::InvalidSetting,
+                format!("{} texts in a row have no labelled mention", texts.len()),
+            ));
         }
+        ["values", "states", "hidden"]
+            .into_iter()
+            .zip(all)
+            .filter(|(_, parts)| !parts.is_empty())
+            .map(|(name, parts)| Ok((name.to_owned(), Tensor::cat(&parts, 0).map_err(compute)?)))
+            .collect()
     }
-    if parts[0].is_empty() && !representations.is_empty() {
-        return Err(EngineError::new(
-            ErrorKind::InvalidSetting,
-            format!("{} texts in a row have no labelled mention", texts.len()),
-        ));
+
+    fn pass(&self, texts: &[Labelled]) -> Result<Parts> {
+        let first = self.model.tokenizer.first();
+        let (mut ids, mut places) = (Vec::new(), Vec::new());
+        let mut sequences = Vec::with_capacity(texts.len());
+        for text in texts {
+            let offset = ids.len();
+            ids.push(first);
+            ids.extend_from_slice(&text.encoded.ids);
+            sequences.push(offset..ids.len());
+            let mentions = text.ends.iter().zip(&text.suffixes);
+            places.extend(mentions.map(|(end, suffixes)| Place {
+                end: offset + 1 + end,
+                prefix: offset..ids.len(),
+                suffixes: suffixes.clone(),
+            }));
+        }
+        let packed = Packed::new(sequences.into_iter().map(|sequence| &ids[sequence]));
+        let activations = self.model.llama.forward(&packed, &self.wanted);
+        let activations = activations.map_err(compute)?;
+        let half = |tensor: &Tensor| tensor.to_dtype(DType::F16);
+        let (mut values, mut kept_states) = (None, None);
+        if !places.is_empty() && !self.representations.is_empty() {
+            let last = self.model.llama.config().blocks;
+            let read: Vec<usize> = self.readout.map(|_| last).into_iter().collect();
+            let (found, states) = represent_with_states(
+                self.model,
+                self.representations,
+                &activations,
+                &places,
+                &read,
+            )
+            .map_err(compute)?;
+            values = Some(found);
+            if let (Some(readout), Some(state)) = (self.readout, states.first()) {
+                let state = readout.normalize(state).and_then(|state| half(&state));
+                kept_states = Some(state.map_err(compute)?);
+            }
+        }
+        let hidden = activations.hidden.first().map(half).transpose();
+        Ok([values, kept_states, hidden.map_err(compute)?])
     }
-    ["values", "states", "hidden"]
-        .into_iter()
-        .zip(parts)
-        .filter(|(_, parts)| !parts.is_empty())
-        .map(|(name, parts)| Ok((name.to_owned(), Tensor::cat(&parts, 0).map_err(compute)?)))
-        .collect()
 }
 
 /// Writes beside and renames, so that an interrupted run leaves no half file.

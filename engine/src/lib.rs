@@ -1,6 +1,7 @@
 //! The engine: finds and embeds the entity mentions of texts with a frozen base model.
 
 pub mod backend;
+pub mod batches;
 pub mod bench;
 pub mod corpus;
 pub mod device;

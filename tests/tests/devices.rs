@@ -99,7 +99,7 @@ fn expect_the_cpu_to_serve(server: &Server) {
     let status = engine_status(&mut client);
     assert_eq!(status.device.as_deref(), Some("cpu"));
     let dtype = status.dtype.as_deref();
-    assert!(matches!(dtype, Some("f32" | "int8")), "{dtype:?}");
+    assert!(matches!(dtype, Some("f32" | "int8" | "bf16")), "{dtype:?}");
     let program = command_line(status.pid.unwrap());
     assert!(program.contains("/engine serve"), "{program}");
 }

@@ -10,6 +10,8 @@ pub const DEPTH: usize = 32;
 pub const STRIP: usize = 2 * ROWS;
 /// bf16 numbers of a strip for [`DEPTH`] inputs: two tiles.
 pub const STEP: usize = STRIP * DEPTH;
+/// Numbers that are fetched ahead meanwhile: four cache lines, the most that costs no time.
+pub const AHEAD: usize = 128;
 
 /// Whether the CPU has the unit and the system lets this process use it.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -37,7 +39,7 @@ impl Unit {
         None
     }
 
-    pub fn multiply(&self, _: &[u16], _: &[u16], _: &mut [[f32; STRIP]; STRIP]) {
+    pub fn multiply(&self, _: &[u16], _: &[u16], _: *const u16, _: &mut [[f32; STRIP]; STRIP]) {
         match *self {}
     }
 }
@@ -52,7 +54,7 @@ mod x86 {
         marker::PhantomData,
     };
 
-    use super::{ROWS, STEP, STRIP};
+    use super::{AHEAD, ROWS, STEP, STRIP};
 
     /// Bytes of a tile's row.
     const ROW: usize = 64;
@@ -132,8 +134,15 @@ mod x86 {
         }
 
         /// The sums `[tokens, outputs]` of the products of a strip of tokens, `[steps, 2, ROWS tokens,
-        /// DEPTH]`, and one of outputs, `[steps, 2, DEPTH / 2, ROWS outputs, 2]`.
-        pub fn multiply(&self, tokens: &[u16], outputs: &[u16], sums: &mut [[f32; STRIP]; STRIP]) {
+        /// DEPTH]`, and one of outputs, `[steps, 2, DEPTH / 2, ROWS outputs, 2]`. Meanwhile `[steps,
+        /// AHEAD]` numbers from `ahead` on, which may be any address, are fetched into the second cache.
+        pub fn multiply(
+            &self,
+            tokens: &[u16],
+            outputs: &[u16],
+            ahead: *const u16,
+            sums: &mut [[f32; STRIP]; STRIP],
+        ) {
             let steps = tokens.len() / STEP;
             assert!(tokens.len() == steps * STEP && outputs.len() == tokens.len());
             if steps == 0 {
@@ -141,7 +150,8 @@ mod x86 {
                 return;
             }
             // SAFETY: the tiles are configured. A step reads two tiles of tokens and two of outputs, as
-            // many as there are by the assertion; four tiles of sums are written.
+            // many as there are by the assertion; four tiles of sums are written. A prefetch of an address
+            // that there is not does nothing.
             unsafe {
                 asm!(
                     "tilezero tmm0",
@@ -151,8 +161,13 @@ mod x86 {
                     "2:",
                     "tileloadd tmm4, [{tokens} + {row} * 1]",
                     "tileloadd tmm5, [{outputs} + {row} * 1]",
+                    "prefetcht1 [{ahead}]",
+                    "prefetcht1 [{ahead} + 64]",
                     "tdpbf16ps tmm0, tmm4, tmm5",
                     "tileloadd tmm6, [{outputs} + {row} * 1 + {tile}]",
+                    "prefetcht1 [{ahead} + 128]",
+                    "prefetcht1 [{ahead} + 192]",
+                    "add {ahead}, 2 * {ahead_of_step}",
                     "tdpbf16ps tmm1, tmm4, tmm6",
                     "tileloadd tmm7, [{tokens} + {row} * 1 + {tile}]",
                     "tdpbf16ps tmm2, tmm7, tmm5",
@@ -167,12 +182,14 @@ mod x86 {
                     "tilestored [{sums} + {sums_row} * 1 + 2 * {tile} + {row_bytes}], tmm3",
                     tile = const TILE,
                     row_bytes = const ROW,
+                    ahead_of_step = const AHEAD,
                     row = in(reg) ROW,
                     sums_row = in(reg) 2 * ROW,
                     sums = in(reg) sums.as_mut_ptr(),
                     tokens = inout(reg) tokens.as_ptr() => _,
                     outputs = inout(reg) outputs.as_ptr() => _,
                     steps = inout(reg) steps => _,
+                    ahead = inout(reg) ahead => _,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack),

@@ -6,13 +6,14 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
-    amx::{DEPTH, ROWS, STEP, STRIP, Unit},
+    amx::{AHEAD, DEPTH, ROWS, STEP, STRIP, Unit},
     matrix::{rows, tokens},
     tiles::{Tile, in_tiles},
 };
 
-/// Most tokens and outputs of a task, whose activations and weights stay in a core's cache.
-const TASK: (usize, usize) = (8 * STRIP, 4 * STRIP);
+/// Most tokens and outputs of a task, whose activations stay in a core's cache. While its strips of
+/// tokens are multiplied with a strip of outputs, the next one is fetched.
+const TASK: (usize, usize) = (STEP / AHEAD * STRIP, 4 * STRIP);
 
 /// A matrix in bf16.
 pub struct Bf16 {
@@ -98,9 +99,11 @@ impl Bf16 {
         let mut sums = [[0.0; STRIP]; STRIP];
         for output in tile.outputs.clone().step_by(STRIP) {
             let weights = &self.tiles[(first + output) / STRIP * size..][..size];
+            let mut next = weights.as_ptr_range().end;
             for token in tile.tokens.clone().step_by(STRIP) {
                 let x = &activations[token / STRIP * size..][..size];
-                unit.multiply(x, weights, &mut sums);
+                unit.multiply(x, weights, next, &mut sums);
+                next = next.wrapping_add(size / STEP * AHEAD);
                 let width = STRIP.min(tile.outputs.end - output);
                 for (token, sums) in (token..tile.tokens.end).zip(&sums) {
                     tile.write(token, output, &sums[..width]);
@@ -184,7 +187,10 @@ mod tests {
             assert_eq!(of(x), expected);
         }
         // Halfway to the even one.
-        assert_eq!((of(1.003_906_25), of(1.011_718_75)), (1.0, 1.015_625));
+        assert_eq!(
+            (of(1.0 + 1.0 / 256.0), of(1.0 + 3.0 / 256.0)),
+            (1.0, 1.0 + 4.0 / 256.0)
+        );
         assert_eq!((of(0.0), of(f32::INFINITY)), (0.0, f32::INFINITY));
         assert_eq!(of(f32::MAX), f32::INFINITY);
         assert!(of(f32::from_bits(0x7fff_ffff)).is_nan() && of(-f32::NAN).is_nan());
