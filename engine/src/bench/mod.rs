@@ -1,14 +1,16 @@
 //! The speed of a loaded model without server, sockets and sessions (`bench/` measures with them).
 
+mod ceiling;
+mod vectors;
+
 use std::{
-    collections::HashMap,
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, sync_channel},
     thread,
     time::{Duration, Instant},
 };
 
-use candle_core::{Tensor, safetensors};
+use candle_core::Tensor;
 use clap::Args;
 use ner_retriever_protocol::{Span, TextRequest};
 use rayon::prelude::*;
@@ -21,9 +23,11 @@ use crate::{
     device,
     embedder::Embedder,
     error::{EngineError, ErrorKind, Result, compute},
-    model::llama::{Packed, Wanted},
+    model::{
+        Numbers,
+        llama::{Packed, Wanted},
+    },
     prepare::Window,
-    projection::Side,
     server::resident_bytes,
 };
 
@@ -79,6 +83,8 @@ pub struct Figures {
     /// One text's mentions, ms.
     text: Percentiles,
     resident_bytes: u64,
+    /// 10^9 operations/s of a large product alone on a CPU; none where its library is the engine itself.
+    ceiling_gops: Option<f64>,
 }
 
 /// Throughput; tokens are those of the texts, the first token of each included.
@@ -128,12 +134,12 @@ pub fn run(options: &BenchOptions) -> Result<Option<Figures>> {
     let batch_tokens = embedder.batch_tokens(options.batch_tokens)?;
     let load_s = started.elapsed().as_secs_f64();
     if let Some(path) = &options.vectors {
-        write_vectors(&embedder, &inputs, batch_tokens, path)?;
+        vectors::write(&embedder, &inputs, batch_tokens, path)?;
         return Ok(None);
     }
     // What the first pass allocates and compiles is not measured.
     bulk(&embedder, &inputs, batch_tokens, 0.0)?;
-    Ok(Some(Figures {
+    let mut figures = Figures {
         device: embedder.info().device.clone(),
         dtype: numbers.to_string(),
         batch_tokens,
@@ -143,7 +149,14 @@ pub fn run(options: &BenchOptions) -> Result<Option<Figures>> {
         r#type: latency(|call| answer(&embedder, type_name(call)))?,
         text: latency(|call| answer(&embedder, inputs[call % inputs.len()].clone()))?,
         resident_bytes: resident_bytes(),
-    }))
+        ceiling_gops: None,
+    };
+    if embedder.device().is_cpu() {
+        let config = embedder.model().llama.config();
+        let rate = ceiling::operations_per_s(config, batch_tokens, numbers, options.seconds / 4.0)?;
+        figures.ceiling_gops = rate.map(|rate| rate / 1e9);
+    }
+    Ok(Some(figures))
 }
 
 fn invalid(action: &str, path: &Path, problem: &dyn std::fmt::Display) -> EngineError {
@@ -303,54 +316,4 @@ fn embed(
         return Ok(());
     }
     run(&mut batch, &mut tokens)
-}
-
-/// Writes, of texts of one window each: `ids` `[tokens]`, `lengths` `[texts]`, `rows` `[mentions]` of the
-/// ids (the mentions' last tokens), `values` `[mentions, input_dims]`, `embeddings` `[mentions, dims]`.
-fn write_vectors(
-    embedder: &Embedder,
-    inputs: &[Input],
-    batch_tokens: usize,
-    path: &Path,
-) -> Result<()> {
-    let (mut ids, mut lengths, mut rows) = (Vec::new(), Vec::new(), Vec::new());
-    let mut values = Vec::new();
-    let mut batch = Vec::new();
-    for (index, input) in inputs.iter().enumerate() {
-        let (_, windows) = embedder.prepare(input.clone())?;
-        let [window] = <[Window; 1]>::try_from(windows).map_err(|windows| {
-            let found = windows.len();
-            invalid(
-                "use",
-                path,
-                &format!("text {} has {found} windows", index + 1),
-            )
-        })?;
-        let (_, ends) = window.mentions(&[]);
-        rows.extend(ends.iter().map(|end| (ids.len() + end) as u32));
-        ids.extend_from_slice(&window.ids);
-        lengths.push(window.ids.len() as u32);
-        batch.push(window);
-        let tokens: usize = batch.iter().map(|window| window.ids.len()).sum();
-        if tokens >= batch_tokens || index + 1 == inputs.len() {
-            let windows: Vec<&Window> = batch.iter().collect();
-            values.extend(embedder.represent(&windows)?.values);
-            batch.clear();
-        }
-    }
-    let write = || {
-        let values = Tensor::cat(&values, 0)?;
-        let embeddings = embedder.head().projection.apply(&values, Side::Mention)?;
-        let device = &candle_core::Device::Cpu;
-        let numbers = |of: Vec<u32>| Tensor::new(of, device);
-        let tensors = HashMap::from([
-            ("ids", numbers(ids)?),
-            ("lengths", numbers(lengths)?),
-            ("rows", numbers(rows)?),
-            ("values", values.to_device(device)?),
-            ("embeddings", embeddings.to_device(device)?),
-        ]);
-        safetensors::save(&tensors, path)
-    };
-    write().map_err(compute)
 }
