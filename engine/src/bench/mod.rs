@@ -23,10 +23,7 @@ use crate::{
     device,
     embedder::Embedder,
     error::{EngineError, ErrorKind, Result, compute},
-    model::{
-        Numbers,
-        llama::{Packed, Wanted},
-    },
+    model::llama::{Packed, Wanted},
     prepare::Window,
     server::resident_bytes,
 };

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::{
     amx::{AHEAD, DEPTH, ROWS, STEP, STRIP, Unit},
+    fused::silu_times,
     matrix::{rows, tokens},
     tiles::{Tile, in_tiles},
 };
@@ -14,6 +15,9 @@ use super::{
 /// Most tokens and outputs of a task, whose activations stay in a core's cache. While its strips of
 /// tokens are multiplied with a strip of outputs, the next one is fetched.
 const TASK: (usize, usize) = (STEP / AHEAD * STRIP, 4 * STRIP);
+
+/// Outputs of a gate between which as many of up lie, for [`Bf16::gated`].
+pub const GATES: usize = STRIP;
 
 /// A matrix in bf16.
 pub struct Bf16 {
@@ -64,6 +68,33 @@ impl Bf16 {
 
     /// The products of the outputs from `first` on, with which a strip begins.
     fn product_from(&self, x: &Tensor, first: usize) -> Result<Tensor> {
+        let (tokens, activations) = self.activations(x)?;
+        let width = self.outputs - first;
+        // SAFETY: `fill` fills the tile.
+        let products = unsafe {
+            in_tiles(tokens, width, TASK, |tile| {
+                self.fill(&activations, first, tile)
+            })
+        }?;
+        Tensor::from_vec(products, (tokens, width), x.device())
+    }
+
+    /// Of a matrix whose strips are a gate's and up's by turns: silu of the gate's products with
+    /// activations times those of up, `[tokens, out / 2]`.
+    pub fn gated(&self, x: &Tensor) -> Result<Tensor> {
+        let (tokens, activations) = self.activations(x)?;
+        let (width, task) = (self.outputs / 2, (TASK.0, TASK.1 / 2));
+        // SAFETY: `fill_gated` fills the tile.
+        let products = unsafe {
+            in_tiles(tokens, width, task, |tile| {
+                self.fill_gated(&activations, tile)
+            })
+        }?;
+        Tensor::from_vec(products, (tokens, width), x.device())
+    }
+
+    /// Rounded, in strips of tokens, and how many tokens there are.
+    fn activations(&self, x: &Tensor) -> Result<(usize, Vec<u16>)> {
         let tokens = tokens(x, self.inputs)?;
         let (storage, layout) = x.storage_and_layout();
         let (x_rows, stride) = rows(&storage, layout)?;
@@ -79,22 +110,12 @@ impl Bf16 {
                 tiles,
             });
         });
-        drop(storage);
-        let width = self.outputs - first;
-        // SAFETY: `fill` fills the tile.
-        let products = unsafe {
-            in_tiles(tokens, width, TASK, |tile| {
-                self.fill(&activations, first, tile)
-            })
-        }?;
-        Tensor::from_vec(products, (tokens, width), x.device())
+        Ok((tokens, activations))
     }
 
     /// The products of a tile, whose outputs count from output `first`.
     fn fill(&self, activations: &[u16], first: usize, mut tile: Tile) -> Result<()> {
-        let Some(unit) = Unit::new() else {
-            bail!("this CPU has no matrix unit")
-        };
+        let unit = unit()?;
         let size = strip(self.inputs);
         let mut sums = [[0.0; STRIP]; STRIP];
         for output in tile.outputs.clone().step_by(STRIP) {
@@ -111,6 +132,37 @@ impl Bf16 {
             }
         }
         Ok(())
+    }
+
+    fn fill_gated(&self, activations: &[u16], mut tile: Tile) -> Result<()> {
+        let unit = unit()?;
+        let size = strip(self.inputs);
+        let mut gates = [[0.0; STRIP]; STRIP];
+        let mut ups = [[0.0; STRIP]; STRIP];
+        for output in tile.outputs.clone().step_by(STRIP) {
+            let weights = &self.tiles[2 * output / STRIP * size..][..2 * size];
+            let (gate, up) = weights.split_at(size);
+            let mut next = weights.as_ptr_range().end;
+            for token in tile.tokens.clone().step_by(STRIP) {
+                let x = &activations[token / STRIP * size..][..size];
+                unit.multiply(x, gate, next, &mut gates);
+                next = next.wrapping_add(size / STEP * AHEAD);
+                unit.multiply(x, up, next, &mut ups);
+                next = next.wrapping_add(size / STEP * AHEAD);
+                silu_times(gates.as_flattened_mut(), ups.as_flattened());
+                for (token, row) in (token..tile.tokens.end).zip(&gates) {
+                    tile.write(token, output, row);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unit() -> Result<Unit> {
+    match Unit::new() {
+        Some(unit) => Ok(unit),
+        None => bail!("this CPU has no matrix unit"),
     }
 }
 

@@ -5,7 +5,8 @@ use candle_core::{Result, Tensor};
 use super::{
     attention::{AttentionInputs, Qkv, norm},
     config::LlamaConfig,
-    fused::{add, swiglu},
+    fused::add,
+    gated::Gated,
     matrix::Matrix,
     packed_attention::{KeyValues, Plan},
     weights::Weights,
@@ -18,8 +19,7 @@ pub struct Block {
     /// `[heads * head_dim, hidden_size]`.
     output: Matrix,
     mlp_norm: Tensor,
-    /// Gate and up side by side, `[hidden_size, 2 * intermediate_size]`.
-    gate_up: Matrix,
+    gate_up: Gated,
     /// `[intermediate_size, hidden_size]`.
     down: Matrix,
 }
@@ -39,10 +39,11 @@ impl Block {
             inputs: AttentionInputs::load(weights, index)?,
             output: matrix(tensor("self_attn.o_proj", &[hidden, q])?)?,
             mlp_norm: tensor("post_attention_layernorm", &[hidden])?,
-            gate_up: matrix(weights.cat(&[
-                tensor("mlp.gate_proj", &[inner, hidden])?,
-                tensor("mlp.up_proj", &[inner, hidden])?,
-            ])?)?,
+            gate_up: Gated::new(
+                &tensor("mlp.gate_proj", &[inner, hidden])?,
+                &tensor("mlp.up_proj", &[inner, hidden])?,
+                weights.numbers(),
+            )?,
             down: matrix(tensor("mlp.down_proj", &[hidden, inner])?)?,
         })
     }
@@ -65,16 +66,15 @@ impl Block {
         let attended = plan.attend(q, own, past)?.flatten_from(1)?;
         let after_attention = add(x, self.output.product(&attended)?)?;
         let normed = norm(config, &after_attention, &self.mlp_norm)?;
-        let inner = swiglu(self.gate_up.product(&normed)?)?;
+        let inner = self.gate_up.product(&normed)?;
         add(&after_attention, self.down.product(&inner)?)
     }
 
     /// Quantizes the matrices that have measured their activations.
     pub fn quantize(&mut self) -> Result<()> {
         self.inputs.quantize()?;
-        for matrix in [&mut self.output, &mut self.gate_up, &mut self.down] {
-            matrix.quantize()?;
-        }
-        Ok(())
+        self.output.quantize()?;
+        self.gate_up.quantize()?;
+        self.down.quantize()
     }
 }

@@ -260,10 +260,36 @@ impl InplaceOp1 for SwiGlu {
 impl RowOp for SwiGlu {
     #[inline(always)]
     fn row(&self, _: usize, row: &mut [f32]) {
-        let (gate, up) = row.split_at_mut(self.inner);
-        for (gate, up) in gate.iter_mut().zip(up) {
+        let (gates, ups) = row.split_at_mut(self.inner);
+        SiluTimes { gates, ups }.each();
+    }
+}
+
+/// silu of the gates, times ups.
+pub fn silu_times(gates: &mut [f32], ups: &[f32]) {
+    Arch::new().dispatch(SiluTimes { gates, ups });
+}
+
+struct SiluTimes<'a> {
+    gates: &'a mut [f32],
+    ups: &'a [f32],
+}
+
+impl SiluTimes<'_> {
+    #[inline(always)]
+    fn each(self) {
+        for (gate, up) in self.gates.iter_mut().zip(self.ups) {
             *gate = *gate / (1.0 + exp(-*gate)) * *up;
         }
+    }
+}
+
+impl WithSimd for SiluTimes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        self.each();
     }
 }
 

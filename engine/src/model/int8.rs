@@ -5,7 +5,7 @@
 //! in int32 within a group. The kernels are rten-gemm's (AVX-512 VNNI, ARM's dot product), chosen at run
 //! time.
 
-use std::ops::Range;
+use std::{cell::Cell, ops::Range};
 
 use candle_core::{Result, Tensor};
 use pulp::{Arch, Simd, WithSimd};
@@ -16,12 +16,15 @@ use rten_gemm::{
 use rten_tensor::{NdTensor, NdTensorView, prelude::*};
 
 use super::{
+    fused::silu_times,
     matrix::{rows, tokens},
-    tiles::{Tile, in_tiles},
+    tiles::in_tiles,
 };
 
 /// Tokens and outputs of a tile: what one task sums stays in its core's cache.
 const TILE: (usize, usize) = (128, 256);
+/// Outputs of a gate between which as many of up lie, for [`Int8::gated`].
+pub const GATES: usize = TILE.1 / 2;
 /// Most inputs that share their scales; finer groups cost time and won no precision back.
 const GROUP: usize = 192;
 /// Largest quantized magnitude.
@@ -35,6 +38,8 @@ const LANES: usize = 16;
 thread_local! {
     /// Choosing the kernel anew for each product would cost a fortieth of a pass.
     static EXECUTOR: GemmExecutor<u8, i8, i32> = GemmExecutor::default();
+    /// Sums and products of the last tile, whose memory the next one takes.
+    static BUFFERS: Cell<(Vec<i32>, Vec<f32>)> = Cell::default();
 }
 
 /// A quantized matrix.
@@ -98,62 +103,99 @@ impl Int8 {
 
     /// The product with activations: `[tokens, in]` to `[tokens, out]`.
     pub fn product(&self, x: &Tensor) -> Result<Tensor> {
-        let tokens = tokens(x, self.inputs)?;
-        let (storage, layout) = x.storage_and_layout();
-        let (numbers, stride) = rows(&storage, layout)?;
-        let count = self.groups.len();
-        let activations: Vec<Activations> = (0..tokens.div_ceil(TILE.0) * count)
-            .into_par_iter()
-            .map(|task| {
-                let first = task / count * TILE.0;
-                let tokens = TILE.0.min(tokens - first);
-                let group = &self.groups[task % count];
-                let x = &numbers[first * stride + group.start..];
-                Activations::new(x, stride, tokens, &self.reciprocals[group.clone()])
-            })
-            .collect();
-        drop(storage);
-        // SAFETY: `products` fills the tile.
+        let (tokens, activations) = self.activations(x)?;
+        // SAFETY: `with_products` has the tile filled.
         let products = unsafe {
             in_tiles(tokens, self.outputs, TILE, |mut tile| {
-                let activations = &activations[tile.tokens.start / TILE.0 * count..][..count];
-                products(
-                    activations,
-                    &self.parts[tile.outputs.start / TILE.1],
-                    &mut tile,
-                )
+                let part = tile.outputs.start / TILE.1;
+                self.with_products(&activations, &tile.tokens.clone(), part, |products| {
+                    tile.copy_from(products);
+                })
             })
         }?;
         Tensor::from_vec(products, (tokens, self.outputs), x.device())
     }
-}
 
-/// Fills a tile with the sums over the groups.
-fn products(activations: &[Activations], weights: &[Weights], tile: &mut Tile) -> Result<()> {
-    let (tokens, outputs) = (tile.tokens.len(), tile.outputs.len());
-    let mut sums = vec![0; tokens * outputs];
-    let mut products = vec![0.0; tokens * outputs];
-    for (activations, weights) in activations.iter().zip(weights) {
-        let options = GemmOptions {
-            bias: Some(BiasVector::Row(&weights.zeros)),
-            ..GemmOptions::default()
-        };
-        let (a, b) = (
-            GemmInputA::Packed(&activations.packed),
-            GemmInputB::Packed(&weights.packed),
-        );
-        EXECUTOR
-            .with(|executor| executor.gemm(&mut sums, a, b, options))
-            .map_err(candle_core::Error::wrap)?;
-        Arch::new().dispatch(Scale {
-            sums: &sums,
-            tokens: &activations.scales,
-            outputs: &weights.scales,
-            products: &mut products,
-        });
+    /// Of a matrix whose outputs are a gate's and up's by turns, [`GATES`] of each: silu of the gate's
+    /// products with activations times those of up, `[tokens, out / 2]`.
+    pub fn gated(&self, x: &Tensor) -> Result<Tensor> {
+        let (tokens, activations) = self.activations(x)?;
+        let width = self.outputs / 2;
+        // SAFETY: `with_products` has the tile filled.
+        let products = unsafe {
+            in_tiles(tokens, width, (TILE.0, GATES), |mut tile| {
+                let part = tile.outputs.start / GATES;
+                self.with_products(&activations, &tile.tokens.clone(), part, |products| {
+                    let rows = products.chunks_exact_mut(2 * GATES);
+                    for (token, row) in tile.tokens.clone().zip(rows) {
+                        let (gates, ups) = row.split_at_mut(GATES);
+                        silu_times(gates, ups);
+                        tile.write(token, tile.outputs.start, gates);
+                    }
+                })
+            })
+        }?;
+        Tensor::from_vec(products, (tokens, width), x.device())
     }
-    tile.copy_from(&products);
-    Ok(())
+
+    /// Quantized activations, those of each group for each tile's worth of tokens, and how many tokens
+    /// there are.
+    fn activations(&self, x: &Tensor) -> Result<(usize, Vec<Activations>)> {
+        let tokens = tokens(x, self.inputs)?;
+        let (storage, layout) = x.storage_and_layout();
+        let (numbers, stride) = rows(&storage, layout)?;
+        let count = self.groups.len();
+        let activations = (0..tokens.div_ceil(TILE.0) * count).into_par_iter();
+        let activations = activations.map(|task| {
+            let first = task / count * TILE.0;
+            let tokens = TILE.0.min(tokens - first);
+            let group = &self.groups[task % count];
+            let x = &numbers[first * stride + group.start..];
+            Activations::new(x, stride, tokens, &self.reciprocals[group.clone()])
+        });
+        Ok((tokens, activations.collect()))
+    }
+
+    /// Gives `take` the products of a tile's worth of tokens with a part of the outputs, `[tokens,
+    /// outputs]`.
+    fn with_products(
+        &self,
+        activations: &[Activations],
+        tokens: &Range<usize>,
+        part: usize,
+        take: impl FnOnce(&mut [f32]),
+    ) -> Result<()> {
+        let weights = &self.parts[part];
+        let activations = &activations[tokens.start / TILE.0 * weights.len()..];
+        let outputs = weights.first().map_or(0, |group| group.scales.len());
+        // Taken, not borrowed: while it waits, the thread may begin another tile.
+        let (mut sums, mut products) = BUFFERS.take();
+        sums.resize(tokens.len() * outputs, 0);
+        products.resize(tokens.len() * outputs, 0.0);
+        for (group, (activations, weights)) in activations.iter().zip(weights).enumerate() {
+            let options = GemmOptions {
+                bias: Some(BiasVector::Row(&weights.zeros)),
+                ..GemmOptions::default()
+            };
+            let (a, b) = (
+                GemmInputA::Packed(&activations.packed),
+                GemmInputB::Packed(&weights.packed),
+            );
+            EXECUTOR
+                .with(|executor| executor.gemm(&mut sums, a, b, options))
+                .map_err(candle_core::Error::wrap)?;
+            Arch::new().dispatch(Scale {
+                sums: &sums,
+                tokens: &activations.scales,
+                outputs: &weights.scales,
+                products: &mut products,
+                is_first: group == 0,
+            });
+        }
+        take(&mut products);
+        BUFFERS.set((sums, products));
+        Ok(())
+    }
 }
 
 impl Weights {
@@ -250,7 +292,7 @@ impl WithSimd for Quantize<'_> {
     }
 }
 
-/// Adds what sums of integers stand for to products.
+/// Adds what sums of integers stand for to products, or makes them the products of the first group.
 struct Scale<'a> {
     /// `[tokens, out]`.
     sums: &'a [i32],
@@ -260,6 +302,7 @@ struct Scale<'a> {
     outputs: &'a [f32],
     /// `[tokens, out]`.
     products: &'a mut [f32],
+    is_first: bool,
 }
 
 impl WithSimd for Scale<'_> {
@@ -273,8 +316,15 @@ impl WithSimd for Scale<'_> {
             .chunks_exact_mut(width)
             .zip(self.sums.chunks_exact(width));
         for ((products, sums), token) in rows.zip(self.tokens) {
-            for ((product, sum), output) in products.iter_mut().zip(sums).zip(self.outputs) {
-                *product += *sum as f32 * (token * output);
+            let all = products.iter_mut().zip(sums).zip(self.outputs);
+            if self.is_first {
+                for ((product, sum), output) in all {
+                    *product = *sum as f32 * (token * output);
+                }
+            } else {
+                for ((product, sum), output) in all {
+                    *product += *sum as f32 * (token * output);
+                }
             }
         }
     }

@@ -8,6 +8,7 @@ mod calibration;
 pub mod config;
 mod cpu_attention;
 pub mod fused;
+mod gated;
 pub mod gguf;
 pub mod identity;
 mod int8;
