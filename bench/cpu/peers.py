@@ -26,8 +26,12 @@ def engine(arguments, dtype):
         arguments.engine, "bench", "--model", arguments.model, "--head", arguments.head, "--texts", arguments.texts,
         "--seconds", str(arguments.seconds), "--threads", str(arguments.threads), "--dtype", dtype,
     ]
-    figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return figures["pass"]["tokens_per_s"], figures["pass"]["blocks"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        # A CPU without the instructions.
+        print(f"engine, {dtype}: {result.stderr.strip()}")
+        return None
+    return json.loads(result.stdout)
 
 
 def batches(sequences):
@@ -111,10 +115,10 @@ def llama_rate(arguments, path, sequences, blocks):
     return repeated(arguments.seconds, once) * all_blocks / blocks
 
 
-def product_rate(config, seconds):
-    """Operations/s of a block's widest product, that of gate and up, in torch in f32."""
+def product_rate(config, seconds, dtype):
+    """Operations/s of a block's widest product, that of gate and up, in torch."""
     inputs, outputs = config.hidden_size, 2 * config.intermediate_size
-    x, weight = torch.randn(BATCH_TOKENS, inputs), torch.randn(inputs, outputs)
+    x, weight = torch.randn(BATCH_TOKENS, inputs).to(dtype), torch.randn(inputs, outputs).to(dtype)
     return repeated(seconds, lambda: (torch.mm(x, weight), 2 * BATCH_TOKENS * inputs * outputs)[1])
 
 
@@ -145,9 +149,12 @@ def main():
     # The engine's sequences begin with the model's first token.
     sequences = [[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]] for text in texts]
     lengths = sorted(map(len, sequences))
-    rates = {}
-    for dtype in ("int8", "f32"):
-        rates[f"engine, {dtype}"], blocks = engine(arguments, dtype)
+    rates, ceilings = {}, {}
+    for dtype in ("bf16", "int8", "f32"):
+        if figures := engine(arguments, dtype):
+            rates[f"engine, {dtype}"] = figures["pass"]["tokens_per_s"]
+            ceilings[dtype] = figures["ceiling_gops"]
+            blocks = figures["pass"]["blocks"]
     rates["transformers + torch, f32"] = torch_rate(arguments, sequences, blocks, torch.float32)
     rates["transformers + torch, bf16"] = torch_rate(arguments, sequences, blocks, torch.bfloat16)
     for path in arguments.llama:
@@ -156,13 +163,18 @@ def main():
         f"{len(texts)} texts of {lengths[0]} to {lengths[-1]} tokens (median {lengths[len(lengths) // 2]}), "
         f"{blocks} blocks, {arguments.threads} threads, batches of {BATCH_TOKENS} tokens"
     )
+    # The engine's best is the first.
+    best = next(iter(rates.values()))
     for name, rate in rates.items():
-        print(f"{name:40} {rate:8.0f} tokens/s   {rate / rates['engine, int8']:5.2f}   {rate / rates['engine, f32']:5.2f}")
-    print("(rates relative to the engine's in int8 and in f32)")
+        print(f"{name:40} {rate:8.0f} tokens/s   {rate / best:5.2f}   {rate / rates['engine, f32']:5.2f}")
+    print("(rates relative to the engine's best and to its f32)")
     config = AutoConfig.from_pretrained(folder, gguf_file=file)
-    ours = rates["engine, f32"] * operations(config, blocks)
-    alone = product_rate(config, arguments.seconds / 4)
-    print(f"f32: {ours / 1e9:.0f} Gop/s of the engine's products; torch's alone: {alone / 1e9:.0f}")
+    for name, dtype in (("bf16", torch.bfloat16), ("f32", torch.float32)):
+        print(f"torch's product alone, {name}: {product_rate(config, arguments.seconds / 4, dtype) / 1e9:.0f} Gop/s")
+    for dtype, ceiling in ceilings.items():
+        ours = rates[f"engine, {dtype}"] * operations(config, blocks) / 1e9
+        alone = f"; its library's product alone: {ceiling:.0f} ({ours / ceiling:.2f})" if ceiling else ""
+        print(f"engine's products, {dtype}: {ours:.0f} Gop/s{alone}")
 
 
 if __name__ == "__main__":
