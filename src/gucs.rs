@@ -273,8 +273,8 @@ pub fn detection_threshold() -> Option<f32> {
 }
 
 /// At least 1.
-pub fn queue_workers() -> u32 {
-    u32::try_from(QUEUE_WORKERS.get()).unwrap_or(1)
+pub fn queue_workers() -> u16 {
+    u16::try_from(QUEUE_WORKERS.get()).unwrap_or(1)
 }
 
 /// `None` means no limit.

@@ -223,8 +223,8 @@ BEGIN
             RETURN false;
         END IF;
         PERFORM ner_retriever.start_worker();
-        -- Counting a long queue takes a while as well.
-        PERFORM pg_sleep(least(0.02 + progress.rows_waiting / 10000.0, 1));
+        -- Counting a long queue takes time from those who empty it.
+        PERFORM pg_sleep(least(0.02 + progress.rows_waiting / 1000.0, 1));
     END LOOP;
 END
 $$;

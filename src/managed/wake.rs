@@ -22,26 +22,31 @@ use rustix::net::{
 use crate::errors::Error;
 
 const UNFINISHED: &str = ".unfinished";
+/// Rows of a first step where nothing is known of the rows or the engine.
+pub const FEW_ROWS: u16 = 8;
 
 /// Which of a database's workers a worker is.
 #[derive(Clone, Copy)]
 pub struct WorkerId {
     pub database: Oid,
     /// 0 is the one that is told; it starts the others when there is much to do.
-    pub number: u32,
+    pub number: u16,
 }
 
 impl WorkerId {
-    pub fn from_argument(argument: pg_sys::Datum) -> Self {
+    /// With the number of rows of the worker's first step.
+    pub fn from_argument(argument: pg_sys::Datum) -> (Self, u16) {
         let argument = argument.value() as u64;
-        Self {
+        let id = Self {
             database: Oid::from(argument as u32),
-            number: (argument >> 32) as u32,
-        }
+            number: (argument >> 32) as u16,
+        };
+        (id, (argument >> 48) as u16)
     }
 
-    fn argument(self) -> pg_sys::Datum {
-        let argument = u64::from(self.number) << 32 | u64::from(self.database.to_u32());
+    fn argument(self, rows: u16) -> pg_sys::Datum {
+        let (rows, number) = (u64::from(rows) << 48, u64::from(self.number) << 32);
+        let argument = rows | number | u64::from(self.database.to_u32());
         pg_sys::Datum::from(argument as usize)
     }
 
@@ -73,15 +78,15 @@ impl WorkerId {
         })
     }
 
-    /// Registers the worker.
+    /// Registers the worker, whose first step takes so many rows.
     ///
     /// # Errors
     /// `NoWorkerSlot`
-    pub fn start(self) -> Result<(), Error> {
+    pub fn start(self, rows: u16) -> Result<(), Error> {
         BackgroundWorkerBuilder::new("ner_retriever queue worker")
             .set_library("ner_retriever")
             .set_function("ner_retriever_queue_main")
-            .set_argument(Some(self.argument()))
+            .set_argument(Some(self.argument(rows)))
             .enable_spi_access()
             .set_start_time(BgWorkerStartTime::RecoveryFinished)
             // Whoever has something to do starts another; one that cannot connect, because its
@@ -136,7 +141,7 @@ pub fn resume_unfinished() {
         if let Some(worker) = worker {
             // A worker that cannot connect leaves it removed: the database may be gone.
             let _ = fs::remove_file(file.path());
-            if let Err(error) = worker.start() {
+            if let Err(error) = worker.start(FEW_ROWS) {
                 log!("ner_retriever: {error}");
             }
         }
@@ -160,7 +165,7 @@ pub fn now() -> Result<(), Error> {
     match tell(&worker.socket()) {
         // A full socket has not been read yet: what is in it is enough.
         Ok(()) | Err(Errno::AGAIN) => Ok(()),
-        Err(Errno::NOENT | Errno::CONNREFUSED) => worker.start(),
+        Err(Errno::NOENT | Errno::CONNREFUSED) => worker.start(FEW_ROWS),
         Err(error) => Err(Error::Unreachable(error.into())),
     }
 }

@@ -15,7 +15,7 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use super::wake::WorkerId;
+use super::wake::{FEW_ROWS, WorkerId};
 use crate::errors::Error;
 use crate::gucs;
 use crate::latch::{Interest, wait_interruptibly};
@@ -31,16 +31,15 @@ const TICK: Duration = Duration::from_secs(1);
 /// and the rows' locks, waiting; shorter ones would cost more commits, and the engine batches too small to
 /// keep it busy.
 const STEP: Duration = Duration::from_millis(1500);
-const MIN_ROWS: i32 = 8;
-const MAX_ROWS: i32 = 1024;
+const MAX_ROWS: u16 = 1024;
 
 /// The worker's entry point; PostgreSQL finds it by name.
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn ner_retriever_queue_main(argument: pg_sys::Datum) {
-    let id = WorkerId::from_argument(argument);
+    let (id, rows) = WorkerId::from_argument(argument);
     handle_signals();
-    match Worker::new(id) {
+    match Worker::new(id, rows) {
         Ok(Some(mut worker)) => worker.run(),
         // Another one runs.
         Ok(None) => {}
@@ -74,14 +73,15 @@ struct Worker {
     id: WorkerId,
     /// What the first worker is told through.
     socket: Option<UnixDatagram>,
-    rows: i32,
+    /// That a step takes.
+    rows: u16,
     last_index: i32,
     _lock: File,
 }
 
 impl Worker {
     /// Takes the worker's place and connects. `None` if the place is taken.
-    fn new(id: WorkerId) -> io::Result<Option<Self>> {
+    fn new(id: WorkerId, rows: u16) -> io::Result<Option<Self>> {
         let lock = open_lock(&id.lock_file())?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -91,7 +91,7 @@ impl Worker {
         let mut worker = Self {
             id,
             socket: None,
-            rows: MIN_ROWS,
+            rows,
             last_index: 0,
             _lock: lock,
         };
@@ -167,22 +167,25 @@ impl Worker {
     /// One step. Returns whether there was anything to do.
     fn step(&mut self) -> bool {
         let began = Instant::now();
-        let (index, rows) = transaction(|| work(self.last_index, self.rows));
+        let (index, rows) = transaction(|| work(self.last_index, self.rows.into()));
         let Some(index) = index else { return false };
         self.last_index = index;
         let took = began.elapsed();
-        if rows == self.rows && took < STEP {
+        let is_full = rows == i32::from(self.rows);
+        if is_full && took < STEP {
             self.rows = (self.rows * 2).min(MAX_ROWS);
         } else if took > STEP * 2 {
-            self.rows = (self.rows / 2).max(MIN_ROWS);
+            self.rows = (self.rows / 2).max(FEW_ROWS);
         }
-        if rows == self.rows {
+        if is_full {
             self.start_helpers();
         }
         true
     }
 
-    /// There is more than one step to do: others can read and write rows while the engine computes.
+    /// There is more than one step to do: others can read and write rows while the engine computes. They
+    /// begin with as many rows: with few, each step would wait for this worker's before it, and the engine
+    /// for the rows of both.
     fn start_helpers(&self) {
         if self.id.number > 0 {
             return;
@@ -190,7 +193,7 @@ impl Worker {
         for number in 1..gucs::queue_workers() {
             let helper = WorkerId { number, ..self.id };
             let free = open_lock(&helper.lock_file()).is_ok_and(|lock| lock.try_lock().is_ok());
-            if free && helper.start().is_err() {
+            if free && helper.start(self.rows).is_err() {
                 return;
             }
         }

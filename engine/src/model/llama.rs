@@ -19,6 +19,8 @@ pub struct Llama {
     config: LlamaConfig,
     /// `[vocab_size, hidden_size]`.
     embeddings: Tensor,
+    /// Of the activations.
+    dtype: DType,
     blocks: Vec<Block>,
     /// Absent where all blocks are loaded whole.
     values: Option<Values>,
@@ -99,8 +101,16 @@ impl Llama {
         let config = weights.config().clone();
         let rope =
             Rope::new(&config, context, weights.dtype(), weights.device()).map_err(compute)?;
+        let embeddings = weights.embeddings(&[config.vocab_size, config.hidden_size])?;
         let mut model = Self {
-            embeddings: weights.embeddings(&[config.vocab_size, config.hidden_size])?,
+            embeddings: match weights.numbers() {
+                // A large part of a small model's memory, and as exact as its products need.
+                Numbers::Int8 | Numbers::Bf16 if embeddings.dtype() == DType::F32 => {
+                    embeddings.to_dtype(DType::F16).map_err(compute)?
+                }
+                _ => embeddings,
+            },
+            dtype: weights.dtype(),
             blocks: Vec::with_capacity(last),
             values: None,
             rope,
@@ -153,7 +163,7 @@ impl Llama {
 
     /// The numbers that the pass computes in.
     pub fn dtype(&self) -> DType {
-        self.embeddings.dtype()
+        self.dtype
     }
 
     /// 0-based number of the last block, whose V projection is the last thing computed.
@@ -219,7 +229,7 @@ impl Llama {
 
     fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         let ids = Tensor::new(ids, self.embeddings.device())?;
-        self.embeddings.index_select(&ids, 0)
+        self.embeddings.index_select(&ids, 0)?.to_dtype(self.dtype)
     }
 
     fn run(&self, packed: &Packed, batch: &Batch, wanted: &Wanted) -> Result<Activations> {
