@@ -25,7 +25,8 @@ static ENGINE: Text = Text::new(Some(c""));
 /// The first GPU if its engine is installed and can run, else the CPU: the fastest that works on the
 /// machine.
 static DEVICE: Text = Text::new(Some(c"auto"));
-/// What is fast on the device and precise enough for the vectors (f32 on the CPU, bf16 on a GPU).
+/// What is fast on the device and precise enough for the vectors: bf16 on a GPU and in a CPU's matrix unit,
+/// int8 on other CPUs that have instructions for it.
 static DTYPE: Text = Text::new(Some(c"auto"));
 /// Needs no second model: reads the spans from the forward pass that makes the embeddings.
 static DETECTOR: Text = Text::new(Some(c"probe"));

@@ -191,6 +191,6 @@ pub struct ModelInfo {
     pub block: u32,
     /// Dimensions of an embedding.
     pub dims: u32,
-    /// The numbers that the model computes in: `f32`, `int8`.
+    /// The numbers that the model computes in: `f32`, `bf16`, `int8`.
     pub dtype: String,
 }

@@ -30,6 +30,7 @@ use crate::{
 
 /// Calls whose times make a percentile.
 const CALLS: usize = 200;
+const FEWEST_CALLS: usize = 20;
 /// Prepared texts that wait for the model, so that it never waits for them.
 const AHEAD: usize = 1024;
 
@@ -143,8 +144,10 @@ pub fn run(options: &BenchOptions) -> Result<Option<Figures>> {
         load_s,
         pass: pass(&embedder, &inputs, batch_tokens, options.seconds)?,
         bulk: bulk(&embedder, &inputs, batch_tokens, options.seconds)?,
-        r#type: latency(|call| answer(&embedder, type_name(call)))?,
-        text: latency(|call| answer(&embedder, inputs[call % inputs.len()].clone()))?,
+        r#type: latency(options.seconds, |call| answer(&embedder, type_name(call)))?,
+        text: latency(options.seconds, |call| {
+            answer(&embedder, inputs[call % inputs.len()].clone())
+        })?,
         resident_bytes: resident_bytes(),
         ceiling_gops: None,
     };
@@ -210,17 +213,21 @@ fn answer(embedder: &Embedder, input: Input) -> Result<()> {
     embedder.finish(prepared, outputs).map(drop)
 }
 
-fn latency(mut call: impl FnMut(usize) -> Result<()>) -> Result<Percentiles> {
+/// Of [`CALLS`] calls, or of those that begin before `seconds` have passed, but of [`FEWEST_CALLS`].
+fn latency(seconds: f64, mut call: impl FnMut(usize) -> Result<()>) -> Result<Percentiles> {
     let mut times = Vec::with_capacity(CALLS);
-    for number in 0..CALLS {
+    let began = Instant::now();
+    while times.len() < CALLS
+        && (times.len() < FEWEST_CALLS || began.elapsed() < Duration::from_secs_f64(seconds))
+    {
         let started = Instant::now();
-        call(number)?;
+        call(times.len())?;
         times.push(started.elapsed().as_secs_f64() * 1000.0);
     }
     times.sort_by(f64::total_cmp);
     Ok(Percentiles {
-        p50_ms: times[CALLS / 2],
-        p99_ms: times[CALLS * 99 / 100],
+        p50_ms: times[times.len() / 2],
+        p99_ms: times[times.len() * 99 / 100],
     })
 }
 
