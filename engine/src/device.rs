@@ -156,4 +156,26 @@ mod tests {
             assert!(error.hint.unwrap().contains("make engine-cuda"));
         }
     }
+
+    #[test]
+    fn a_cpu_runs_in_the_numbers_that_it_multiplies() {
+        let of = |name: &str| numbers(name, &Device::Cpu);
+        assert_eq!(of("f32").unwrap(), Numbers::F32);
+        let mut fastest = Numbers::F32;
+        for (name, numbers, can) in [
+            ("int8", Numbers::Int8, int8_is_exact()),
+            ("bf16", Numbers::Bf16, has_amx()),
+        ] {
+            if can {
+                assert_eq!(of(name).unwrap(), numbers);
+                fastest = numbers;
+            } else {
+                let error = of(name).unwrap_err();
+                assert_eq!(error.kind, ErrorKind::DeviceUnavailable);
+                assert!(error.hint.unwrap().contains("f32"));
+            }
+        }
+        assert_eq!(of("auto").unwrap(), fastest);
+        assert_eq!(of("tf32").unwrap_err().kind, ErrorKind::InvalidSetting);
+    }
 }

@@ -17,6 +17,8 @@ pub const LANES: usize = 16;
 const HEADS: usize = 4;
 /// Most queries of one task.
 const QUERIES: usize = 16;
+/// Keys up to which queries go one by one: matrix products of fewer cost more than they save.
+const FEW_KEYS: usize = 16;
 
 /// [`super::packed_attention::Plan::attend`] of f32 tensors in the CPU's memory that fit together.
 pub fn in_place(
@@ -73,21 +75,21 @@ pub fn in_place(
 }
 
 /// Successive queries of one sequence.
-struct Task<'a> {
+pub struct Task<'a> {
     /// `[queries, heads, head_dim]`.
-    q: &'a [f32],
+    pub q: &'a [f32],
     /// As `q`.
-    output: &'a mut [f32],
+    pub output: &'a mut [f32],
     /// How many of its own sequence's rows the first query sees; each further one sees one more.
-    visible: usize,
+    pub visible: usize,
     /// The prefix's and the sequence's own, `[rows, kv_heads, head_dim]` each.
-    keys: [&'a [f32]; 2],
-    values: [&'a [f32]; 2],
+    pub keys: [&'a [f32]; 2],
+    pub values: [&'a [f32]; 2],
     /// Rows of the prefix.
-    prefix: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
+    pub prefix: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
 }
 
 impl WithSimd for Task<'_> {
@@ -96,6 +98,10 @@ impl WithSimd for Task<'_> {
     // This and all it calls is inlined, so that it is compiled for the caller's registers.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
+        let queries = self.q.len() / (self.heads * self.head_dim);
+        if queries > 1 && self.prefix + self.visible + queries > FEW_KEYS {
+            return self.attend_blocked();
+        }
         let Self { head_dim, .. } = self;
         let (width, group) = (self.kv_heads * head_dim, self.heads / self.kv_heads);
         let row = self.heads * head_dim;
@@ -219,7 +225,7 @@ impl View<'_> {
 /// Replaces scores by the exponentials of their distance to the highest, so that none overflows;
 /// gives their sum.
 #[inline(always)]
-fn exponentials(scores: &mut [f32], scale: f32) -> f32 {
+pub fn exponentials(scores: &mut [f32], scale: f32) -> f32 {
     let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     for score in scores.iter_mut() {
         *score = exp((*score - highest) * scale);

@@ -4,6 +4,7 @@ mod amx;
 pub mod attention;
 mod bf16;
 mod block;
+mod blocked_attention;
 mod calibration;
 pub mod config;
 mod cpu_attention;

@@ -122,7 +122,8 @@ fn compare(of: &[(Range<usize>, usize)], past_rows: usize, shape: [usize; 3], si
         let all = all.get_or_insert(ours.clone());
         if queries == Queries::Last {
             let last = all.index_select(&ends, 0).unwrap();
-            assert_eq!(largest(&(last - ours).unwrap()), 0.0);
+            let error = largest(&(last - &ours).unwrap()) / largest(&ours);
+            assert!(error < 1e-5 * size, "alone: {of:?} {shape:?}: {error}");
         }
     }
 }
