@@ -14,69 +14,83 @@ struct Right<'a> {
     strides: (usize, usize),
 }
 
+/// What the heads compute with, one after the other.
+struct Scratch {
+    /// `[rows, head_dim]`.
+    q: Vec<f32>,
+    /// Scores, then weights, `[rows, seen]`.
+    weights: Vec<f32>,
+    /// Of the weights, `[rows]`.
+    sums: Vec<f32>,
+    /// `[rows, head_dim]`.
+    means: Vec<f32>,
+}
+
 impl Task<'_> {
     /// Fills the output. The rows of a product are the queries of all heads that look at the same keys;
     /// scores of keys that a query does not see are computed with the others, and left out.
     #[inline(always)]
-    pub fn attend_blocked(self) {
+    pub fn attend_blocked(mut self) {
+        let queries = self.q.len() / (self.heads * self.head_dim);
+        let rows = queries * self.heads / self.kv_heads;
+        let seen = self.prefix + self.visible + queries - 1;
+        let mut scratch = Scratch {
+            q: vec![0.0; rows * self.head_dim],
+            weights: vec![0.0; rows * seen],
+            sums: vec![0.0; rows],
+            means: vec![0.0; rows * self.head_dim],
+        };
+        for head in 0..self.kv_heads {
+            self.attend_head(head, seen, &mut scratch);
+        }
+    }
+
+    /// The attention to one head of the keys and values.
+    #[inline(always)]
+    fn attend_head(&mut self, head: usize, seen: usize, scratch: &mut Scratch) {
+        let Scratch {
+            q,
+            weights,
+            sums,
+            means,
+        } = scratch;
         let (head_dim, group) = (self.head_dim, self.heads / self.kv_heads);
         let (row, width) = (self.heads * head_dim, self.kv_heads * head_dim);
-        let queries = self.q.len() / row;
-        let rows = queries * group;
-        let own = self.visible + queries - 1;
-        let seen = self.prefix + own;
+        let (from, column) = (head * group * head_dim, head * head_dim);
         // The rows of the prefix and the sequence's own, and which column of the weights is the first's.
-        let parts = [(0, self.prefix, 0), (1, own, self.prefix)];
+        let parts = [(0, self.prefix, 0), (1, seen - self.prefix, self.prefix)];
         let parts = || parts.into_iter().filter(|(_, count, _)| *count > 0);
-        let mut q = vec![0.0; rows * head_dim];
-        let mut weights = vec![0.0; rows * seen];
-        let mut sums = vec![0.0; rows];
-        let mut means = vec![0.0; rows * head_dim];
-        for head in 0..self.kv_heads {
-            let heads = head * group * head_dim..(head + 1) * group * head_dim;
-            let column = head * head_dim;
-            for (packed, q) in q
-                .chunks_exact_mut(heads.len())
-                .zip(self.q.chunks_exact(row))
-            {
-                packed.copy_from_slice(&q[heads.clone()]);
-            }
-            for (part, count, at) in parts() {
-                product(
-                    [rows, count, head_dim],
-                    (&q, head_dim),
-                    Right {
-                        numbers: &self.keys[part][column..],
-                        strides: (1, width),
-                    },
-                    (&mut weights[at..], seen),
-                    false,
-                );
-            }
-            let scores = weights.chunks_exact_mut(seen).enumerate();
-            for ((index, weights), sum) in scores.zip(&mut sums) {
-                let (weights, unseen) =
-                    weights.split_at_mut(self.prefix + self.visible + index / group);
-                *sum = exponentials(weights, scale(head_dim));
-                unseen.fill(0.0);
-            }
-            for (number, (part, count, at)) in parts().enumerate() {
-                product(
-                    [rows, head_dim, count],
-                    (&weights[at..], seen),
-                    Right {
-                        numbers: &self.values[part][column..],
-                        strides: (width, 1),
-                    },
-                    (&mut means, head_dim),
-                    number > 0,
-                );
-            }
-            for (index, (means, sum)) in means.chunks_exact(head_dim).zip(&sums).enumerate() {
-                let at = index / group * row + heads.start + index % group * head_dim;
-                for (output, mean) in self.output[at..][..head_dim].iter_mut().zip(means) {
-                    *output = mean / sum;
-                }
+        let packed = q.chunks_exact_mut(group * head_dim);
+        for (packed, q) in packed.zip(self.q.chunks_exact(row)) {
+            packed.copy_from_slice(&q[from..][..group * head_dim]);
+        }
+        for (part, count, at) in parts() {
+            let keys = Right {
+                numbers: &self.keys[part][column..],
+                strides: (1, width),
+            };
+            let size = [sums.len(), count, head_dim];
+            product(size, (q, head_dim), keys, (&mut weights[at..], seen), false);
+        }
+        let scores = weights.chunks_exact_mut(seen).enumerate();
+        for ((index, scores), sum) in scores.zip(sums.iter_mut()) {
+            let sees = self.prefix + self.visible + index / group;
+            *sum = exponentials(&mut scores[..sees], scale(head_dim));
+            scores[sees..].fill(0.0);
+        }
+        for (number, (part, count, at)) in parts().enumerate() {
+            let values = Right {
+                numbers: &self.values[part][column..],
+                strides: (width, 1),
+            };
+            let size = [sums.len(), head_dim, count];
+            let (weights, means) = ((&weights[at..], seen), (&mut means[..], head_dim));
+            product(size, weights, values, means, number > 0);
+        }
+        for (index, (means, sum)) in means.chunks_exact(head_dim).zip(sums).enumerate() {
+            let at = index / group * row + from + index % group * head_dim;
+            for (output, mean) in self.output[at..][..head_dim].iter_mut().zip(means) {
+                *output = mean / *sum;
             }
         }
     }
