@@ -177,19 +177,13 @@ impl Embedder {
     /// `OutOfMemory`, `Internal`.
     pub fn represent(&self, windows: &[&Window]) -> Result<Represented> {
         let parts = parts(windows, &self.device, |window| window.ids.len());
-        let parts: Result<Vec<_>> = parts.into_par_iter().map(|part| self.pass(part)).collect();
-        let (found, values): (Vec<_>, Vec<_>) = parts?
-            .into_iter()
-            .map(|part| (part.found, part.values))
-            .unzip();
-        let values: Vec<Tensor> = values.into_iter().flatten().collect();
-        let values = match values.is_empty() {
-            true => None,
-            false => Some(Tensor::cat(&values, 0).map_err(compute)?),
-        };
+        let parts = parts.into_par_iter().map(|part| self.pass(part));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        let values: Vec<&Tensor> = parts.iter().filter_map(|p| p.values.as_ref()).collect();
+        let values = (!values.is_empty()).then(|| Tensor::cat(&values, 0));
         Ok(Represented {
-            found: found.concat(),
-            values,
+            values: values.transpose().map_err(compute)?,
+            found: parts.into_iter().flat_map(|part| part.found).collect(),
         })
     }
 

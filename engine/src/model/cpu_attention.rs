@@ -8,7 +8,8 @@ use candle_core::{Result, Tensor};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::fused::{exp, numbers};
+use super::exp::exp;
+use super::fused::numbers;
 use super::packed_attention::{KeyValues, Queries, Sequence, scale};
 
 /// Numbers of a head that the kernel takes together; a head must be a multiple.

@@ -8,6 +8,7 @@ mod blocked_attention;
 mod calibration;
 pub mod config;
 mod cpu_attention;
+mod exp;
 pub mod fused;
 mod gated;
 pub mod gguf;
