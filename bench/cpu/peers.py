@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Measures the engine's forward pass on a CPU beside transformers + torch and llama.cpp, on the same weights,
 texts and number of blocks, and the matrix products that these libraries reach alone. Prints one table.
 
