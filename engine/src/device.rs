@@ -4,7 +4,7 @@ use candle_core::{Device, DeviceLocation};
 
 use crate::{
     error::{EngineError, ErrorKind, Result},
-    model::{Numbers, default_numbers, has_amx, int8_is_exact},
+    model::{Numbers, default_numbers, has_amx, has_int8},
 };
 
 /// The device that `ner_retriever.device` names. In an engine that was built with CUDA, `auto` is the
@@ -67,14 +67,14 @@ fn unavailable(name: &str, problem: &str, hint: &str) -> EngineError {
 }
 
 /// The numbers that `ner_retriever.dtype` names. `auto` is bf16 where the CPU has a matrix unit, and int8
-/// where it has instructions for that: docs/performance.md has what they cost in quality.
+/// where it has instructions for that, which nearly all have: docs/performance.md has what they cost in quality.
 ///
 /// # Errors
 /// `InvalidSetting` for an unknown name, and for numbers that the device does not multiply.
 pub fn numbers(name: &str, device: &Device) -> Result<Numbers> {
     match name {
         "auto" if device.is_cpu() && has_amx() => Ok(Numbers::Bf16),
-        "auto" if device.is_cpu() && int8_is_exact() => Ok(Numbers::Int8),
+        "auto" if device.is_cpu() && has_int8() => Ok(Numbers::Int8),
         "auto" => Ok(default_numbers(device)),
         "f32" => Ok(Numbers::F32),
         "f16" => Ok(Numbers::F16),
@@ -84,11 +84,11 @@ pub fn numbers(name: &str, device: &Device) -> Result<Numbers> {
             "it has no unit that multiplies bf16",
             "Set ner_retriever.dtype to auto, f32 or int8; bf16 needs a GPU or Intel AMX.",
         )),
-        "int8" if device.is_cpu() && int8_is_exact() => Ok(Numbers::Int8),
+        "int8" if device.is_cpu() && has_int8() => Ok(Numbers::Int8),
         "int8" if device.is_cpu() => Err(unavailable(
             "cpu",
-            "it multiplies int8 without enough precision",
-            "Set ner_retriever.dtype to auto or f32; int8 needs AVX-512 VNNI or ARM's dot product.",
+            "it has no instructions that multiply int8",
+            "Set ner_retriever.dtype to auto or f32; int8 needs AVX2 or an ARM CPU.",
         )),
         name if device.is_cpu() => Err(invalid(
             "dtype",
@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(of("f32").unwrap(), Numbers::F32);
         let mut fastest = Numbers::F32;
         for (name, numbers, can) in [
-            ("int8", Numbers::Int8, int8_is_exact()),
+            ("int8", Numbers::Int8, has_int8()),
             ("bf16", Numbers::Bf16, has_amx()),
         ] {
             if can {

@@ -65,7 +65,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::model::{has_amx, int8::tests::error, int8_is_exact};
+    use crate::model::{has_amx, has_int8, int8::tests::error};
 
     #[test]
     fn all_numbers_give_the_same() {
@@ -82,7 +82,7 @@ mod tests {
             let numbers = [
                 (Numbers::F32, true, 1e-5),
                 (Numbers::Bf16, has_amx(), 1e-2),
-                (Numbers::Int8, int8_is_exact(), 3e-2),
+                (Numbers::Int8, has_int8(), 3e-2),
             ];
             for (numbers, can, bound) in numbers {
                 if !can {

@@ -2,8 +2,8 @@
 //!
 //! The inputs are cut into groups; in each, weights have a scale for each output and activations one for
 //! each token, so that a large activation takes precision from its neighbours only. Products are summed
-//! in int32 within a group. The kernels are rten-gemm's (AVX-512 VNNI, ARM's dot product), chosen at run
-//! time.
+//! in int32 within a group. The kernels are rten-gemm's (AVX-512 VNNI, AVX2, ARM's dot product), chosen at
+//! run time.
 
 use std::{cell::Cell, ops::Range};
 
@@ -27,7 +27,7 @@ const TILE: (usize, usize) = (128, 256);
 pub const GATES: usize = TILE.1 / 2;
 /// Most inputs that share their scales; finer groups cost time and won no precision back.
 const GROUP: usize = 192;
-/// Largest quantized magnitude.
+/// Largest quantized magnitude of activations.
 const LARGEST: f32 = 127.0;
 /// What stands for zero among quantized activations, which have no sign. (Packed once for all tiles of
 /// outputs, rten-gemm does not take it off itself.)
@@ -72,9 +72,19 @@ struct Activations {
     scales: Vec<f32>,
 }
 
-/// Whether this CPU sums int8 products without cutting off large sums, as AVX2's instruction for them does.
-pub fn int8_is_exact() -> bool {
-    EXECUTOR.with(|executor| !executor.may_saturate())
+/// Whether this CPU has instructions for int8 products; without them they are slower than in f32.
+pub fn has_int8() -> bool {
+    EXECUTOR.with(|executor| !executor.kernel_name().starts_with("generic"))
+}
+
+/// Largest quantized magnitude of weights. AVX2's instruction adds two products of an activation of up to
+/// 255 and a weight in 16 bits, and would cut off what does not fit: 2 * 255 * 64 does.
+fn largest_weight() -> f32 {
+    if EXECUTOR.with(GemmExecutor::may_saturate) {
+        64.0
+    } else {
+        127.0
+    }
 }
 
 impl Int8 {
@@ -204,9 +214,10 @@ impl Weights {
         let mut integers = Vec::with_capacity(rows.len() * inputs.len());
         let mut scales = Vec::with_capacity(rows.len());
         let mut zeros = Vec::with_capacity(rows.len());
+        let largest = largest_weight();
         for row in rows {
             let row = &row[inputs.clone()];
-            let scale = scale(row);
+            let scale = scale(row, largest);
             let from = integers.len();
             integers.extend(row.iter().map(|x| (x / scale).round_ties_even() as i8));
             let sum: i32 = integers[from..].iter().copied().map(i32::from).sum();
@@ -243,10 +254,10 @@ impl Activations {
     }
 }
 
-/// What the integer 1 stands for in numbers up to these.
-fn scale(numbers: &[f32]) -> f32 {
+/// What the integer 1 stands for where the largest of these numbers becomes `integer`.
+fn scale(numbers: &[f32], integer: f32) -> f32 {
     let largest = numbers.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
-    (largest / LARGEST).max(f32::MIN_POSITIVE)
+    (largest / integer).max(f32::MIN_POSITIVE)
 }
 
 /// Activations to integers.
@@ -353,6 +364,23 @@ pub mod tests {
         (size(&(ours - exact).unwrap()) / size(exact)).sqrt()
     }
 
+    /// The largest sums that there can be are not cut off.
+    #[test]
+    fn large_sums_are_exact() {
+        let (tokens, inputs, outputs) = (3, 64, 5);
+        let filled = |number: f32, rows: usize| Tensor::full(number, (rows, inputs), &Device::Cpu);
+        for sign in [1.0, -1.0] {
+            let weight = filled(sign * largest_weight(), outputs).unwrap();
+            let int8 = Int8::new(&weight, &[1.0; 64]).unwrap();
+            let products = int8.product(&filled(LARGEST, tokens).unwrap()).unwrap();
+            let expected = sign * LARGEST * largest_weight() * inputs as f32;
+            assert_eq!(
+                products.to_vec2::<f32>().unwrap(),
+                vec![vec![expected; outputs]; tokens]
+            );
+        }
+    }
+
     #[test]
     fn int8_products_are_near_the_exact_ones() {
         for (tokens, inputs, outputs) in
@@ -380,17 +408,17 @@ pub mod tests {
     /// Integers are exact where the numbers of each group are whole multiples of the scale.
     #[test]
     fn whole_numbers_are_exact() {
-        let whole = |rows: usize, columns: usize| {
+        let whole = |rows: usize, columns: usize, largest: f32| {
             let numbers = (0..rows * columns).map(|i| match i % columns % 16 {
-                0 => LARGEST,
-                j => ((i * 37 + j * 11) % 255) as f32 - LARGEST,
+                0 => largest,
+                j => ((i * 37 + j * 11) % (2 * largest as usize + 1)) as f32 - largest,
             });
             Tensor::from_iter(numbers, &Device::Cpu)
                 .unwrap()
                 .reshape((rows, columns))
                 .unwrap()
         };
-        let (x, weight) = (whole(9, 48), whole(21, 48));
+        let (x, weight) = (whole(9, 48, LARGEST), whole(21, 48, largest_weight()));
         let exact = x.matmul(&weight.t().unwrap()).unwrap();
         let ours = Int8::new(&weight, &[1.0; 48]).unwrap().product(&x).unwrap();
         assert!(error(&ours, &exact) < 1e-6);

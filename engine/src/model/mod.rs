@@ -37,7 +37,7 @@ use crate::{
 pub use amx::available as has_amx;
 use config::LlamaConfig;
 use gguf::Gguf;
-pub use int8::int8_is_exact;
+pub use int8::has_int8;
 use llama::Llama;
 use readout::Readout;
 use safetensors::Safetensors;
