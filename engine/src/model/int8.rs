@@ -27,7 +27,7 @@ const TILE: (usize, usize) = (128, 256);
 pub const GATES: usize = TILE.1 / 2;
 /// Most inputs that share their scales; finer groups cost time and won no precision back.
 const GROUP: usize = 192;
-/// Largest quantized magnitude of activations.
+/// Largest quantized magnitude.
 const LARGEST: f32 = 127.0;
 /// What stands for zero among quantized activations, which have no sign. (Packed once for all tiles of
 /// outputs, rten-gemm does not take it off itself.)
@@ -75,16 +75,6 @@ struct Activations {
 /// Whether this CPU has instructions for int8 products; without them they are slower than in f32.
 pub fn has_int8() -> bool {
     EXECUTOR.with(|executor| !executor.kernel_name().starts_with("generic"))
-}
-
-/// Largest quantized magnitude of weights. AVX2's instruction adds two products of an activation of up to
-/// 255 and a weight in 16 bits, and would cut off what does not fit: 2 * 255 * 64 does.
-fn largest_weight() -> f32 {
-    if EXECUTOR.with(GemmExecutor::may_saturate) {
-        64.0
-    } else {
-        127.0
-    }
 }
 
 impl Int8 {
@@ -214,10 +204,10 @@ impl Weights {
         let mut integers = Vec::with_capacity(rows.len() * inputs.len());
         let mut scales = Vec::with_capacity(rows.len());
         let mut zeros = Vec::with_capacity(rows.len());
-        let largest = largest_weight();
+        let may_saturate = EXECUTOR.with(GemmExecutor::may_saturate);
         for row in rows {
             let row = &row[inputs.clone()];
-            let scale = scale(row, largest);
+            let scale = scale(row, may_saturate);
             let from = integers.len();
             integers.extend(row.iter().map(|x| (x / scale).round_ties_even() as i8));
             let sum: i32 = integers[from..].iter().copied().map(i32::from).sum();
@@ -254,10 +244,14 @@ impl Activations {
     }
 }
 
-/// What the integer 1 stands for where the largest of these numbers becomes `integer`.
-fn scale(numbers: &[f32], integer: f32) -> f32 {
-    let largest = numbers.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
-    (largest / integer).max(f32::MIN_POSITIVE)
+/// What the integer 1 stands for in an output's weights. AVX2's instruction sums the products of two inputs
+/// in 16 bits and would cut off what does not fit: 255, the largest activation, times the integers of two
+/// weights, which rounding lets sum to `LARGEST + 1` at most, does.
+fn scale(weights: &[f32], may_saturate: bool) -> f32 {
+    let largest = weights.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+    let pairs = weights.as_chunks().0.iter().map(|[a, b]| (a + b).abs());
+    let of_pairs = pairs.filter(|_| may_saturate).fold(0.0, f32::max);
+    (largest.max(of_pairs) / LARGEST).max(f32::MIN_POSITIVE)
 }
 
 /// Activations to integers.
@@ -364,20 +358,19 @@ pub mod tests {
         (size(&(ours - exact).unwrap()) / size(exact)).sqrt()
     }
 
-    /// The largest sums that there can be are not cut off.
     #[test]
-    fn large_sums_are_exact() {
-        let (tokens, inputs, outputs) = (3, 64, 5);
-        let filled = |number: f32, rows: usize| Tensor::full(number, (rows, inputs), &Device::Cpu);
-        for sign in [1.0, -1.0] {
-            let weight = filled(sign * largest_weight(), outputs).unwrap();
-            let int8 = Int8::new(&weight, &[1.0; 64]).unwrap();
-            let products = int8.product(&filled(LARGEST, tokens).unwrap()).unwrap();
-            let expected = sign * LARGEST * largest_weight() * inputs as f32;
-            assert_eq!(
-                products.to_vec2::<f32>().unwrap(),
-                vec![vec![expected; outputs]; tokens]
-            );
+    fn large_sums_are_not_cut_off() {
+        for weights in [
+            [127.0, 0.0],
+            [64.0, 63.0],
+            [100.0, 100.0],
+            [-90.0, -120.0f32],
+        ] {
+            let weight = Tensor::new(vec![weights.repeat(32)], &Device::Cpu).unwrap();
+            let x = Tensor::full(LARGEST, (1, 64), &Device::Cpu).unwrap();
+            let ours = Int8::new(&weight, &[1.0; 64]).unwrap().product(&x).unwrap();
+            let exact = x.matmul(&weight.t().unwrap()).unwrap();
+            assert!(error(&ours, &exact) < 0.01, "{weights:?}: {ours} {exact}");
         }
     }
 
@@ -408,17 +401,19 @@ pub mod tests {
     /// Integers are exact where the numbers of each group are whole multiples of the scale.
     #[test]
     fn whole_numbers_are_exact() {
-        let whole = |rows: usize, columns: usize, largest: f32| {
+        // Weights between zeros, so that no pair of them is larger than the largest.
+        let whole = |rows: usize, columns: usize, zeros: bool| {
             let numbers = (0..rows * columns).map(|i| match i % columns % 16 {
-                0 => largest,
-                j => ((i * 37 + j * 11) % (2 * largest as usize + 1)) as f32 - largest,
+                0 => LARGEST,
+                j if zeros && j % 2 == 1 => 0.0,
+                j => ((i * 37 + j * 11) % 255) as f32 - LARGEST,
             });
             Tensor::from_iter(numbers, &Device::Cpu)
                 .unwrap()
                 .reshape((rows, columns))
                 .unwrap()
         };
-        let (x, weight) = (whole(9, 48, LARGEST), whole(21, 48, largest_weight()));
+        let (x, weight) = (whole(9, 48, false), whole(21, 48, true));
         let exact = x.matmul(&weight.t().unwrap()).unwrap();
         let ours = Int8::new(&weight, &[1.0; 48]).unwrap().product(&x).unwrap();
         assert!(error(&ours, &exact) < 1e-6);
