@@ -2,7 +2,8 @@
 the vectors are right, then throughput, latency, load time and memory. Prints one table.
 
     python measure.py --engine ner-retriever-engine-cuda --work /some/folder      (minutes; 17 GB of disk)
-    python measure.py --engine ner-retriever-engine --work DIR --shape small --device cpu    (a rehearsal)
+    python measure.py --engine ner-retriever-engine --work DIR --shape small --device cpu --dtype f16
+        (a rehearsal: f16 takes the GPU's way through the model; int8 is no match for random weights)
 """
 
 import argparse
@@ -27,7 +28,7 @@ class Engine:
     def __init__(self, arguments, work):
         self.command = [
             arguments.engine, "bench", "--model", str(work), "--head", str(work / "head"),
-            "--device", arguments.device, "--given-spans",
+            "--device", arguments.device, "--dtype", arguments.dtype, "--given-spans",
         ]
         self.environment = os.environ | library_paths()
         self.gpu = arguments.device != "cpu"
@@ -180,6 +181,7 @@ def main():
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--shape", choices=checkpoint.SHAPES, default="llama-3.1-8b")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--seconds", type=float, default=10)
     arguments = parser.parse_args()
     gpu, work = arguments.device != "cpu", arguments.work
