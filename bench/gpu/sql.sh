@@ -58,6 +58,7 @@ sql -c '\copy text (body) FROM STDIN' <"$work/short.txt"
 sql -c 'ANALYZE text' -c "SELECT 'first call, s: ' || extract(epoch FROM clock_timestamp() - now())
   WHERE ner_type_embedding('dinosaur') IS NOT NULL"
 sql -x -c 'SELECT * FROM ner_engine_status()'
+used=$(sql -c 'SELECT device FROM ner_engine_status()')
 
 count=$(sql -c 'SELECT count(*) FROM text')
 cat >"$root/one.sql" <<SQL
@@ -88,7 +89,7 @@ if command -v nvidia-smi >/dev/null; then
 fi
 
 engine=$("$home/bin/pg_config" --pkglibdir)/ner-retriever-engine
-[ "$device" = cpu ] || [ ! -x "$engine-cuda" ] || engine=$engine-cuda
+[ "$used" = cpu ] || engine=$engine-cuda
 echo "the engine alone, the same texts in bulk:"
 "$engine" bench --model "$work" --head "$work/head" --texts "$work/short.txt" \
-  --device "$device" --given-spans --seconds "$seconds" | grep -E '"(texts|tokens)_per_s"'
+  --device "$used" --given-spans --seconds "$seconds" | grep -E '"(texts|tokens)_per_s"'
