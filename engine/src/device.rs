@@ -67,7 +67,7 @@ fn unavailable(name: &str, problem: &str, hint: &str) -> EngineError {
 }
 
 /// The numbers that `ner_retriever.dtype` names. `auto` is bf16 where the CPU has a matrix unit, and int8
-/// where it has instructions for that, which nearly all have: docs/performance.md has what they cost in quality.
+/// where it has instructions for that: docs/performance.md has what they cost in quality.
 ///
 /// # Errors
 /// `InvalidSetting` for an unknown name, and for numbers that the device does not multiply.
