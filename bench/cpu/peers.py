@@ -4,7 +4,7 @@ texts and number of blocks, and the matrix products that these libraries reach a
 
     python peers.py --engine ner-retriever-engine --model SmolLM2.gguf --head heads/smollm2-135m --texts FILE
 
-Needs torch, transformers, gguf; with --llama, llama.cpp is measured as well
+Needs torch, transformers, gguf, accelerate; with --llama, llama.cpp is measured as well
 (CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python). Texts of other lengths: run it once more.
 """
 
