@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Measures managed indexes, in the database that PGHOST, PGPORT, PGUSER and PGDATABASE name:
 #   1. what a single-row INSERT costs with a deferred index, against the same table without one,
-#   2. the rate of a backfill, against one bulk call of ner_entity_embeddings over the same texts,
+#   2. the rate of a backfill, against the engine's `bench` and one bulk call of ner_entity_embeddings over the
+#      same texts, both before and after it,
 #   3. ner_search over many mentions: its scan's recall against the exact one and latency, storage. The mentions
 #      are those of VECTORS, files that `make eval ARGS='... --embeddings FILE'` wrote, asked for common nouns
 #      as types, where ner_search as a whole is timed as well, or MENTIONS generated ones.
@@ -54,7 +55,15 @@ insert_latency() {
   reset
 }
 
+# The engine's own command over the texts of file $1.
+engine_rate() {
+  echo "engine bench: $("$(dirname "${BASH_SOURCE[0]}")/../scripts/engine.sh" bench --texts "$1" --seconds 1 |
+    grep -E '"(texts|seconds)"' | tr -d ' \n')"
+}
+
 backfill() {
+  local texts
+  texts=$(mktemp)
   sql <<SQL
 CREATE SCHEMA bench;
 CREATE TABLE bench.text (id int PRIMARY KEY, body text);
@@ -64,6 +73,10 @@ SELECT n, format('On day %s %s left %s for %s to look after the Triceratops skul
                  (ARRAY['Lisbon', 'Nairobi', 'Lake Baikal', 'Buenos Aires', 'Rotterdam'])[1 + n % 5],
                  (ARRAY['Hokkaido', 'Mount Etna', 'Oslo'])[1 + n % 3], n)
 FROM generate_series(1, $TEXTS) AS n;
+\\copy (SELECT body FROM bench.text ORDER BY id) TO '$texts'
+SQL
+  engine_rate "$texts"
+  sql <<SQL
 SELECT count(ner_type_embedding('warm-up'));
 \timing on
 \o /dev/null
@@ -82,6 +95,8 @@ SELECT ner_drop_index('bench.text');
 \echo the bulk call once more:
 SELECT count(*) FROM ner_entity_embeddings((SELECT array_agg(body) FROM bench.text));
 SQL
+  engine_rate "$texts"
+  rm -f -- "$texts"
   reset
 }
 

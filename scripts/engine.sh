@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The engine's program, built if needed, with the default model and head.
 # usage: engine.sh path
-#        engine.sh eval|train [ARGUMENT...]
+#        engine.sh eval|train|bench [ARGUMENT...]
 # Only the program's own output goes to stdout. Relative paths among the arguments are the caller's.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
@@ -23,7 +23,7 @@ run_with_defaults() {
     defaults+=(--model "$MODEL_FILE")
   }
   case $command in
-    eval) given --head "$@" || defaults+=(--head "$HEAD_FOLDER") ;;
+    eval | bench) given --head "$@" || defaults+=(--head "$HEAD_FOLDER") ;;
     train) given --cache "$@" || defaults+=(--cache "$CACHE/features") ;;
   esac
   exec "$ENGINE_BINARY" "$command" "${defaults[@]}" "$@"
@@ -34,9 +34,9 @@ case ${1:-} in
     build_engine
     printf '%s\n' "$ENGINE_BINARY"
     ;;
-  eval | train)
+  eval | train | bench)
     build_engine
     run_with_defaults "$@"
     ;;
-  *) die "unknown command '${1:-}'" "usage: engine.sh path | eval [ARGUMENT...] | train [ARGUMENT...]" ;;
+  *) die "unknown command '${1:-}'" "usage: engine.sh path | eval|train|bench [ARGUMENT...]" ;;
 esac
