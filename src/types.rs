@@ -194,17 +194,8 @@ impl Refined {
         Ok(())
     }
 
-    /// The name and all examples together weigh the same: few examples do not drown the name, and many
-    /// add little that a few have not said.
     fn embedding(&self) -> Vec<f32> {
-        let of_examples = length(&self.sum).max(f64::MIN_POSITIVE);
-        let both = self.name.iter().zip(&self.sum);
-        let mixed: Vec<f64> = both.map(|(name, sum)| name + sum / of_examples).collect();
-        let length = length(&mixed).max(f64::MIN_POSITIVE);
-        mixed
-            .iter()
-            .map(|element| (element / length) as f32)
-            .collect()
+        ner_retriever_feedback::shown(&self.name, &self.sum)
     }
 
     /// `[name, sum]`.
@@ -222,12 +213,4 @@ impl Refined {
             sum: sum.to_vec(),
         })
     }
-}
-
-fn length(vector: &[f64]) -> f64 {
-    vector
-        .iter()
-        .map(|element| element * element)
-        .sum::<f64>()
-        .sqrt()
 }

@@ -14,7 +14,7 @@ use ner_retriever_engine::{
     corpus, device,
     embedder::Embedder,
     error::{EngineError, ErrorKind},
-    eval::{self, report::Spans},
+    eval::{self, Protocol, report::Spans},
     model::Checkpoint,
     server::{self, ServeOptions},
     startup::Startup,
@@ -114,6 +114,9 @@ struct Eval {
     /// As ner_retriever.dtype
     #[arg(long, default_value = "auto")]
     dtype: String,
+    /// Also show each type by this many mentions and search the other texts
+    #[arg(long, default_value_t = 0)]
+    examples: usize,
     /// Also write the mentions' embeddings: the text's number, a tab, the vector, as COPY reads them
     #[arg(long)]
     embeddings: Option<PathBuf>,
@@ -230,9 +233,13 @@ fn eval(options: &Eval) -> Result<(), EngineError> {
         &embedder,
         &documents,
         &names,
-        options.spans,
-        options.threshold,
-        options.embeddings.as_deref(),
+        Protocol {
+            spans: options.spans,
+            threshold: options.threshold,
+            examples: options.examples,
+            seed: options.seed,
+            export: options.embeddings.as_deref(),
+        },
     )?;
     if options.json {
         let json = serde_json::to_string(&report)

@@ -6,7 +6,7 @@ use candle_core::Device;
 use ner_retriever_engine::{
     corpus,
     embedder::Embedder,
-    eval::{evaluate, report::Spans},
+    eval::{Protocol, evaluate, report::Spans},
 };
 
 const TEXTS: usize = 1000;
@@ -39,12 +39,22 @@ fn the_default_head_finds_and_types_mentions_of_unseen_types() {
     let documents = corpus::sample(corpus::read(&path).unwrap(), Some(TEXTS), 1);
     let names = corpus::read_type_names(&data.join("type_names.json"), &path).unwrap();
 
-    let gold = evaluate(&embedder, &documents, &names, Spans::Gold, None, None).unwrap();
+    let protocol = |spans| Protocol {
+        spans,
+        threshold: None,
+        examples: 5,
+        seed: 1,
+        export: None,
+    };
+    let gold = evaluate(&embedder, &documents, &names, protocol(Spans::Gold)).unwrap();
     println!("{gold}");
     assert!(gold.macro_r_precision > gold.baselines.bm25);
     assert!(gold.macro_r_precision > gold.baselines.unprojected);
+    let shown = gold.with_examples.unwrap();
+    assert!(shown.types > 0);
+    assert!(shown.macro_r_precision > shown.by_name, "{shown:?}");
 
-    let detected = evaluate(&embedder, &documents, &names, Spans::Detected, None, None).unwrap();
+    let detected = evaluate(&embedder, &documents, &names, protocol(Spans::Detected)).unwrap();
     println!("{detected}");
     let detection = detected.detection.unwrap();
     assert!(detection.coverage >= 0.80, "{detection:?}");

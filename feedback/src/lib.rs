@@ -1,6 +1,6 @@
 //! Relevance feedback: a type's embedding moves towards the mentions that are nearest to it, as
 //! `ner_search` and the engine's `eval` do it. Rocchio's method (1971) without anybody's judgement, the
-//! found mentions weighted by how near they are.
+//! found mentions weighted by how near they are; with it ([`shown`]) as `ner_refine_type` does it.
 
 /// Nearest mentions that are looked at. More hardly count: their weights vanish.
 pub const CANDIDATES: usize = 100;
@@ -36,6 +36,26 @@ pub fn refine(query: &[f32], candidates: &[f32]) -> Vec<f32> {
     unit(&mixed.collect::<Vec<_>>()).collect()
 }
 
+/// The embedding, `[dims]`, of a type by its name's, of length 1, and the sum of mentions that somebody picked.
+/// The name and all examples together weigh the same: few examples do not drown the name, and many add
+/// little that a few have not said.
+pub fn shown(name: &[f64], sum_of_examples: &[f64]) -> Vec<f32> {
+    let of_examples = length(sum_of_examples);
+    let both = name.iter().zip(sum_of_examples);
+    let mixed: Vec<f64> = both.map(|(name, sum)| name + sum / of_examples).collect();
+    let length = length(&mixed);
+    mixed
+        .iter()
+        .map(|element| (element / length) as f32)
+        .collect()
+}
+
+/// Of a vector that is divided by it.
+fn length(vector: &[f64]) -> f64 {
+    let squares = vector.iter().map(|element| element * element);
+    squares.sum::<f64>().sqrt().max(f64::MIN_POSITIVE)
+}
+
 /// Of vectors of length 1.
 fn cosine(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
@@ -65,6 +85,14 @@ mod tests {
         let mut mentions = vec![half, half];
         mentions.extend([0.0, 1.0].repeat(50));
         assert!(close(&refine(&[1.0, 0.0], &mentions), towards));
+    }
+
+    #[test]
+    fn examples_weigh_as_much_as_the_name_however_many_they_are() {
+        let half = 0.5f32.sqrt();
+        assert!(close(&shown(&[1.0, 0.0], &[0.0, 1.0]), [half, half]));
+        assert!(close(&shown(&[1.0, 0.0], &[0.0, 20.0]), [half, half]));
+        assert!(close(&shown(&[1.0, 0.0], &[0.0, 0.0]), [1.0, 0.0]));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod auc;
 pub mod bm25;
 pub mod detection;
+pub mod examples;
 mod export;
 mod feedback;
 pub mod index;
@@ -28,31 +29,50 @@ use queries::Queries;
 use ranking::macro_average;
 use report::{Baselines, Report, Spans, TypeReport};
 
-/// Scores a head on a corpus with gold or with detected spans; `threshold` is the least probability
-/// of a detected mention instead of the head's own. The mentions' embeddings are written to `export`.
+/// What of a corpus is indexed, and how it is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Protocol<'a> {
+    pub spans: Spans,
+    /// Least probability of a detected mention instead of the head's own.
+    pub threshold: Option<f32>,
+    /// How many mentions show a type beside its name; 0: none, and no scores of that.
+    pub examples: usize,
+    /// Of the choice of examples.
+    pub seed: u64,
+    /// The file that the mentions' embeddings are written to.
+    pub export: Option<&'a Path>,
+}
+
+/// Scores a head on a corpus with gold spans.
 ///
 /// # Errors
-/// The model's errors; `InvalidSetting` if the corpus has no mention or `export` cannot be written.
+/// The model's errors; `InvalidSetting` if the corpus has no mention or the export cannot be written.
 pub fn evaluate(
     embedder: &Embedder,
     documents: &[Document],
     names: &TypeNames,
-    spans: Spans,
-    threshold: Option<f32>,
-    export: Option<&Path>,
+    protocol: Protocol,
 ) -> Result<Report> {
+    let spans = protocol.spans;
     let started = std::time::Instant::now();
-    let index = Index::new(embedder, documents, spans, threshold)?;
+    let index = Index::new(embedder, documents, spans, protocol.threshold)?;
     let queries = Queries::new(documents, names);
     let values = type_values(embedder, &queries.names)?;
     let mentions = embeddings(embedder, &index.values, Side::Mention)?;
-    if let Some(path) = export {
+    if let Some(path) = protocol.export {
         export::write(path, &index.texts, &mentions)?;
     }
     let types = embeddings(embedder, &values, Side::Type)?;
     let by_head = queries.score(&index.texts, &mentions, &types)?;
     let refined = feedback::refine(&mentions, &types)?;
     let by_feedback = queries.score(&index.texts, &mentions, &refined)?;
+    let with_examples = (protocol.examples > 0)
+        .then(|| {
+            let embeddings = (&mentions, &types);
+            let picked = (protocol.examples, protocol.seed);
+            examples::score(&index, documents, &queries, embeddings, picked)
+        })
+        .transpose()?;
     let by_raw = queries.score(
         &index.texts,
         &unprojected(embedder, &index.values)?,
@@ -70,6 +90,7 @@ pub fn evaluate(
         mentions: index.texts.len(),
         macro_r_precision,
         macro_r_precision_with_feedback,
+        with_examples,
         baselines: Baselines {
             bm25: macro_average(&by_keyword),
             unprojected: macro_average(&by_raw),

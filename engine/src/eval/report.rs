@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::{detection::DetectionScores, ranking::TypeScore};
+use super::{detection::DetectionScores, examples::ExampleScores, ranking::TypeScore};
 
 /// Which spans are indexed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
@@ -27,6 +27,8 @@ pub struct Report {
     pub macro_r_precision: f64,
     /// With relevance feedback, as `ner_search` searches.
     pub macro_r_precision_with_feedback: f64,
+    /// Present where examples were asked for.
+    pub with_examples: Option<ExampleScores>,
     /// Macro R-Precision of other methods on the same texts.
     pub baselines: Baselines,
     /// By the corpus's name of the type.
@@ -92,6 +94,13 @@ impl fmt::Display for Report {
             self.baselines.unprojected
         )?;
         writeln!(f, "{:>11.3}  BM25", self.baselines.bm25)?;
+        if let Some(scores) = &self.with_examples {
+            writeln!(
+                f,
+                "\nnamed and shown by {} mentions, {} types over the other texts: {:.3} (named alone {:.3})",
+                scores.examples, scores.types, scores.macro_r_precision, scores.by_name
+            )?;
+        }
         if let Some(detection) = &self.detection {
             writeln!(
                 f,
