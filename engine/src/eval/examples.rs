@@ -45,7 +45,7 @@ pub fn score(
     let (mut named, mut shown) = (Vec::new(), Vec::new());
     for (number, (kind, gold)) in queries.kinds.iter().zip(&queries.gold).enumerate() {
         let mut pool: Vec<usize> = (0..gold.len()).filter(|&text| gold[text]).collect();
-        if pool.len() < 2 * count {
+        if pool.len() / 2 < count {
             continue;
         }
         pool.shuffle(&mut random);
