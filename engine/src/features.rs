@@ -17,7 +17,7 @@ use crate::{
     corpus::Document,
     error::{EngineError, ErrorKind, Result, compute},
     model::{
-        BaseModel,
+        BaseModel, Numbers,
         identity::hex,
         llama::{Packed, Wanted},
         readout::Readout,
@@ -271,8 +271,11 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Writes beside and renames, so that an interrupted run leaves no half file.
-fn write(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {
+/// Writes a file of a cache: beside and renamed, so that an interrupted run leaves no half file.
+///
+/// # Errors
+/// `InvalidSetting` if it cannot be written.
+pub fn write(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {
     let part: PathBuf = path.with_extension("part");
     safetensors::save(tensors, &part).map_err(compute)?;
     fs::rename(&part, path).map_err(|e| unwritable(path, &e))
@@ -281,12 +284,11 @@ fn write(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {
 fn key(model: &BaseModel, states: bool, documents: &[Document], kept: &Kept) -> String {
     let mut hasher = Sha256::new();
     hasher.update(format!("{} {:?} {}\n", model.hash, kept.hidden, states));
+    if model.numbers != Numbers::F32 {
+        hasher.update(format!("{}\n", model.numbers));
+    }
     for representation in &kept.representations {
-        // Query forms concern types only.
-        hasher.update(match representation {
-            Representation::SpanEnd { block, .. } => format!("span end {block}\n"),
-            Representation::Suffix { block, text, .. } => format!("suffix {block} {text:?}\n"),
-        });
+        hasher.update(representation.of_mentions());
     }
     for document in documents {
         hasher.update(format!("{document:?}\n"));
@@ -294,7 +296,8 @@ fn key(model: &BaseModel, states: bool, documents: &[Document], kept: &Kept) -> 
     hex(&hasher.finalize())[..16].to_owned()
 }
 
-fn unwritable(path: &Path, error: &std::io::Error) -> EngineError {
+/// What to say of a cache that cannot be written.
+pub fn unwritable(path: &Path, error: &std::io::Error) -> EngineError {
     EngineError::new(
         ErrorKind::InvalidSetting,
         format!("cannot write \"{}\": {error}", path.display()),

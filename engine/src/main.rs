@@ -120,6 +120,10 @@ struct Eval {
     /// Also write the mentions' embeddings: the text's number, a tab, the vector, as COPY reads them
     #[arg(long)]
     embeddings: Option<PathBuf>,
+    /// Folder that keeps what the base model gives for the texts between runs, so that another
+    /// projection of the same representations is scored without its pass
+    #[arg(long)]
+    cache: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -239,6 +243,7 @@ fn eval(options: &Eval) -> Result<(), EngineError> {
             examples: options.examples,
             seed: options.seed,
             export: options.embeddings.as_deref(),
+            cache: options.cache.as_deref(),
         },
     )?;
     if options.json {

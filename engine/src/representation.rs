@@ -56,6 +56,14 @@ impl Representation {
         }
     }
 
+    /// All that a mention's vector depends on, for the keys of caches: query forms concern types only.
+    pub fn of_mentions(&self) -> String {
+        match self {
+            Self::SpanEnd { block, .. } => format!("span end {block}\n"),
+            Self::Suffix { block, text, .. } => format!("suffix {block} {text:?}\n"),
+        }
+    }
+
     /// What is wrong with it, if anything is.
     pub fn problem(&self) -> Option<String> {
         if !self.query_form().contains(TYPE_PLACE) {

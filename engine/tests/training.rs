@@ -12,6 +12,7 @@ use candle_core::Device;
 use ner_retriever_engine::{
     backend::{Backend, Input, Output as Answer},
     embedder::Embedder,
+    model::has_int8,
 };
 use ner_retriever_protocol::TextRequest;
 
@@ -123,7 +124,7 @@ impl Folder {
             .unwrap()
     }
 
-    fn distil(&self, model: &Path, out: &str) -> Output {
+    fn distil(&self, model: &Path, out: &str, options: &[&str]) -> Output {
         let nouns = self.0.join("nouns.txt");
         let corpus = self.0.join("corpus.jsonl");
         let of_suffixes = [
@@ -138,7 +139,7 @@ impl Folder {
             "--probe-corpus",
             corpus.to_str().unwrap(),
         ];
-        self.train(model, out, &of_suffixes)
+        self.train(model, out, &[&of_suffixes, options].concat())
     }
 }
 
@@ -162,10 +163,10 @@ fn model() -> Option<PathBuf> {
 fn what_is_distilled_is_a_head_and_comes_out_the_same_again() {
     let Some(model) = model() else { return };
     let folder = Folder::new("distilled");
-    let first = folder.distil(&model, "first");
+    let first = folder.distil(&model, "first", &[]);
     assert!(first.status.success(), "{first:?}");
     // With the features from disk this time.
-    assert!(folder.distil(&model, "second").status.success());
+    assert!(folder.distil(&model, "second", &[]).status.success());
     for file in ["projection.safetensors", "mentions.safetensors"] {
         let read = |out: &str| fs::read(folder.0.join(out).join(file)).unwrap();
         assert!(read("first") == read("second"), "{file}");
@@ -210,6 +211,31 @@ fn what_is_distilled_is_a_head_and_comes_out_the_same_again() {
 }
 
 #[test]
+fn another_model_teaches_what_it_says_itself() {
+    let Some(model) = model() else { return };
+    let folder = Folder::new("taught");
+    let projection = |out: &str| fs::read(folder.0.join(out).join("projection.safetensors"));
+    let teacher = ["--teacher", model.to_str().unwrap()];
+    for (out, options) in [
+        ("itself", &[][..]),
+        ("other", &teacher),
+        (
+            "int8",
+            &[&teacher[..], &["--teacher-dtype", "int8"]].concat(),
+        ),
+    ] {
+        if out == "int8" && !has_int8() {
+            println!("skipped: this CPU does not multiply int8");
+            return;
+        }
+        let output = folder.distil(&model, out, options);
+        assert!(output.status.success(), "{output:?}");
+        let same = projection(out).unwrap() == projection("itself").unwrap();
+        assert_eq!(same, out != "int8", "{out}");
+    }
+}
+
+#[test]
 fn options_that_do_not_fit_are_refused() {
     let Some(model) = model() else { return };
     let folder = Folder::new("refused");
@@ -230,6 +256,14 @@ fn options_that_do_not_fit_are_refused() {
         "distillation needs --suffix-block",
     );
     fails(&suffix, "distillation needs --type-nouns");
+    fails(
+        &["--block", "22", "--teacher", "/nowhere"],
+        "--teacher needs --loss distillation",
+    );
+    fails(
+        &[&suffix[..], &["--teacher", "/nowhere"]].concat(),
+        "\"/nowhere\"",
+    );
     fails(
         &[&suffix[..], &["--type-nouns", "/nowhere"]].concat(),
         "cannot read \"/nowhere\"",

@@ -38,6 +38,28 @@ impl DetectionCounts {
             .count();
     }
 
+    /// Texts, labelled and detected mentions, those of both, labelled ones with a lenient match.
+    pub fn counts(&self) -> [usize; 5] {
+        [
+            self.texts,
+            self.gold,
+            self.detected,
+            self.exact,
+            self.covered,
+        ]
+    }
+
+    /// From [`Self::counts`].
+    pub fn of([texts, gold, detected, exact, covered]: [usize; 5]) -> Self {
+        Self {
+            texts,
+            gold,
+            detected,
+            exact,
+            covered,
+        }
+    }
+
     pub fn scores(&self) -> DetectionScores {
         let ratio = |a: usize, b: usize| a as f64 / b.max(1) as f64;
         let precision = ratio(self.exact, self.detected);

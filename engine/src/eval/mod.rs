@@ -3,6 +3,7 @@
 
 pub mod auc;
 pub mod bm25;
+mod cache;
 pub mod detection;
 pub mod examples;
 mod export;
@@ -41,6 +42,8 @@ pub struct Protocol<'a> {
     pub seed: u64,
     /// The file that the mentions' embeddings are written to.
     pub export: Option<&'a Path>,
+    /// The folder that keeps what the base model gives for the texts.
+    pub cache: Option<&'a Path>,
 }
 
 /// Scores a head on a corpus with gold spans.
@@ -55,7 +58,10 @@ pub fn evaluate(
 ) -> Result<Report> {
     let spans = protocol.spans;
     let started = std::time::Instant::now();
-    let index = Index::new(embedder, documents, spans, protocol.threshold)?;
+    let index = match protocol.cache {
+        Some(folder) => cache::index(folder, embedder, documents, spans, protocol.threshold)?,
+        None => Index::new(embedder, documents, spans, protocol.threshold)?,
+    };
     let queries = Queries::new(documents, names);
     let values = type_values(embedder, &queries.names)?;
     let mentions = embeddings(embedder, &index.values, Side::Mention)?;

@@ -16,8 +16,9 @@ use super::packed_attention::{KeyValues, Queries, Sequence, scale};
 pub const LANES: usize = 16;
 /// Most query heads that it takes together.
 const HEADS: usize = 4;
-/// Most queries of one task.
-const QUERIES: usize = 16;
+/// Most queries of one task: as many tokens of a long sequence share one packed copy of the keys, which
+/// saves more than their scores of keys that only later ones see cost.
+const QUERIES: usize = 32;
 /// Keys up to which queries go one by one: matrix products of fewer cost more than they save.
 const FEW_KEYS: usize = 16;
 

@@ -10,9 +10,7 @@ use std::{cell::Cell, ops::Range};
 use candle_core::{Result, Tensor};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-use rten_gemm::{
-    BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedAMatrix, PackedBMatrix,
-};
+use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedAMatrix, PackedBMatrix};
 use rten_tensor::{NdTensor, NdTensorView, prelude::*};
 
 use super::{
@@ -173,21 +171,18 @@ impl Int8 {
         sums.resize(tokens.len() * outputs, 0);
         products.resize(tokens.len() * outputs, 0.0);
         for (group, (activations, weights)) in activations.iter().zip(weights).enumerate() {
-            let options = GemmOptions {
-                bias: Some(BiasVector::Row(&weights.zeros)),
-                ..GemmOptions::default()
-            };
             let (a, b) = (
                 GemmInputA::Packed(&activations.packed),
                 GemmInputB::Packed(&weights.packed),
             );
             EXECUTOR
-                .with(|executor| executor.gemm(&mut sums, a, b, options))
+                .with(|executor| executor.gemm(&mut sums, a, b, GemmOptions::default()))
                 .map_err(candle_core::Error::wrap)?;
             Arch::new().dispatch(Scale {
                 sums: &sums,
                 tokens: &activations.scales,
                 outputs: &weights.scales,
+                zeros: &weights.zeros,
                 products: &mut products,
                 is_first: group == 0,
             });
@@ -305,6 +300,9 @@ struct Scale<'a> {
     tokens: &'a [f32],
     /// Scale of each output.
     outputs: &'a [f32],
+    /// What is added to the sums of each output. (As the library's bias it would take longer: that is
+    /// not compiled for wide registers.)
+    zeros: &'a [i32],
     /// `[tokens, out]`.
     products: &'a mut [f32],
     is_first: bool,
@@ -321,14 +319,15 @@ impl WithSimd for Scale<'_> {
             .chunks_exact_mut(width)
             .zip(self.sums.chunks_exact(width));
         for ((products, sums), token) in rows.zip(self.tokens) {
-            let all = products.iter_mut().zip(sums).zip(self.outputs);
+            let outputs = self.outputs.iter().zip(self.zeros);
+            let all = products.iter_mut().zip(sums).zip(outputs);
             if self.is_first {
-                for ((product, sum), output) in all {
-                    *product = *sum as f32 * (token * output);
+                for ((product, sum), (output, zero)) in all {
+                    *product = (sum + zero) as f32 * (token * output);
                 }
             } else {
-                for ((product, sum), output) in all {
-                    *product += *sum as f32 * (token * output);
+                for ((product, sum), (output, zero)) in all {
+                    *product += (sum + zero) as f32 * (token * output);
                 }
             }
         }

@@ -62,6 +62,8 @@ pub struct BaseModel {
     pub llama: Llama,
     pub tokenizer: TextTokenizer,
     pub hash: String,
+    /// What it computes in.
+    pub numbers: Numbers,
 }
 
 impl BaseModel {
@@ -127,6 +129,7 @@ impl Checkpoint {
             llama: Llama::load(&self.weights, last, context, &calibration)?,
             tokenizer: self.tokenizer,
             hash: self.hash,
+            numbers: self.weights.numbers(),
         })
     }
 }

@@ -6,13 +6,13 @@ use candle_core::Tensor;
 
 use super::{
     TrainOptions, hard_negatives, invalid,
-    teacher::{Nouns, Teaching},
+    teacher::{Teacher, Teaching},
 };
 use crate::{
     corpus::{Document, TypeNames},
     error::{Result, compute},
     features::Features,
-    model::{BaseModel, readout::Readout},
+    model::BaseModel,
     representation::represent_types,
     train::ProjectionForm,
 };
@@ -42,7 +42,7 @@ impl Dataset {
         documents: &[Document],
         names: &TypeNames,
         features: &Features,
-        readout: Option<&Readout>,
+        teacher: Option<Teacher>,
         options: &TrainOptions,
     ) -> Result<Self> {
         let named: Vec<(&str, &str)> = names
@@ -85,10 +85,15 @@ impl Dataset {
         } else {
             vec![Vec::new(); names.len()]
         };
-        let teaching = readout.map(|readout| teaching_of(model, features, readout, options));
+        let represent =
+            |names: &[String]| represent_types(model, &options.representations(), names);
+        let teaching = teacher.map(|teacher| {
+            let noun_values = represent(&teacher.nouns.names)?;
+            teacher.teaching(features, noun_values)
+        });
         Ok(Self {
             teaching: teaching.transpose()?,
-            type_values: represent_types(model, &options.representations(), &names)?,
+            type_values: represent(&names)?,
             mention_values: Tensor::stack(&rows, 0).map_err(compute)?,
             names,
             types,
@@ -114,24 +119,4 @@ impl Dataset {
             ProjectionForm::Residual => (input, input),
         }
     }
-}
-
-fn teaching_of(
-    model: &BaseModel,
-    features: &Features,
-    readout: &Readout,
-    options: &TrainOptions,
-) -> Result<Teaching> {
-    let Some(path) = &options.type_nouns else {
-        return Err(invalid("distillation needs --type-nouns".to_owned()));
-    };
-    let nouns = Nouns::read(path, model)?;
-    let values = represent_types(model, &options.representations(), &nouns.names)?;
-    Teaching::new(
-        features,
-        &nouns,
-        values,
-        readout,
-        options.teacher_temperature,
-    )
 }

@@ -1,0 +1,220 @@
+//! What `train` can be asked for.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::invalid;
+use crate::{
+    error::Result,
+    projection::ProjectionKind,
+    representation::{Representation, TYPE_PLACE},
+};
+
+/// Options of `train`. The defaults are the paper's recipe where it gives one (arXiv 2509.04011,
+/// section 3.2 and the authors' `mlp.py`); what the shipped heads use instead is in their
+/// provenance.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct TrainOptions {
+    /// GGUF file or Hugging Face folder of the base model
+    #[arg(long)]
+    pub model: PathBuf,
+    /// Corpus of JSON lines (may be given several times)
+    #[arg(long, required = true)]
+    pub corpus: Vec<PathBuf>,
+    /// JSON object from corpus type to query name, null = not a training type
+    #[arg(long)]
+    pub types: PathBuf,
+    /// Folder to write the head to
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Folder that keeps the base model's features between runs
+    #[arg(long)]
+    pub cache: PathBuf,
+    /// The head's name
+    #[arg(long)]
+    pub name: String,
+    /// The base model's name, for people
+    #[arg(long)]
+    pub base_model_name: String,
+    /// 0-based block whose values at a mention's last token represent it
+    #[arg(long)]
+    pub block: Option<usize>,
+    /// 0-based block whose values at the end of the mention's suffix represent it; with --block,
+    /// both side by side
+    #[arg(long)]
+    pub suffix_block: Option<usize>,
+    /// The suffix
+    #[arg(long, default_value = "\n\"{mention}\" is a")]
+    pub suffix: String,
+    /// What is embedded for a type in the place of the mention's end
+    #[arg(long, default_value = TYPE_PLACE)]
+    pub query_form: String,
+    /// What is embedded for a type in the place of the suffix
+    #[arg(long, default_value = "\n\"It\" is a {type}")]
+    pub suffix_query_form: String,
+    /// 0-based block whose incoming hidden states the probe reads
+    #[arg(long)]
+    pub probe_block: usize,
+    /// Random texts of each corpus (given once for all corpora, or once per corpus in their order)
+    #[arg(long)]
+    pub limit: Vec<usize>,
+    /// Share of the texts that are lower-cased
+    #[arg(long, default_value_t = 0.0)]
+    pub lower_case: f64,
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Form of the projection
+    #[arg(long, value_enum, default_value = "mlp")]
+    pub projection: ProjectionForm,
+    /// Width of the projection's inner layer
+    #[arg(long, default_value_t = 500)]
+    pub units: usize,
+    /// Dimensions of an embedding; a residual projection keeps the base model's
+    #[arg(long, default_value_t = 500)]
+    pub dims: usize,
+    #[arg(long, value_enum, default_value = "triplet")]
+    pub loss: Loss,
+    /// Margin of the triplet loss on cosine distance (the authors published none)
+    #[arg(long, default_value_t = 0.2)]
+    pub margin: f64,
+    /// Share of negatives taken from texts that keyword search finds for the anchor's type
+    #[arg(long, default_value_t = 0.1)]
+    pub hard_negatives: f64,
+    /// Temperature of the contrastive loss and of distillation
+    #[arg(long, default_value_t = 0.07)]
+    pub temperature: f64,
+    /// File of nouns, one a line, over which a base model's next-token distribution is distilled
+    #[arg(long)]
+    pub type_nouns: Option<PathBuf>,
+    /// Another base model (GGUF file or folder) whose next token is distilled instead of the model's
+    /// own
+    #[arg(long)]
+    pub teacher: Option<PathBuf>,
+    /// What it computes in, as ner_retriever.dtype
+    #[arg(long, default_value = "f32")]
+    pub teacher_dtype: String,
+    /// Temperature of the teacher's distribution in distillation
+    #[arg(long, default_value_t = 1.0)]
+    pub teacher_temperature: f64,
+    #[arg(long, default_value_t = 0.1)]
+    pub dropout: f64,
+    #[arg(long, default_value_t = 1e-4)]
+    pub learning_rate: f64,
+    #[arg(long, default_value_t = 0.01)]
+    pub weight_decay: f64,
+    /// Mentions in a batch
+    #[arg(long, default_value_t = 512)]
+    pub batch: usize,
+    /// Most optimizer steps of the projection; held-out types decide how many are taken
+    #[arg(long, default_value_t = 1000)]
+    pub steps: usize,
+    /// Share of the types held out to decide that
+    #[arg(long, default_value_t = 0.2)]
+    pub held_out_types: f64,
+    /// Corpus for the probe instead of those of --corpus (may be given several times)
+    #[arg(long)]
+    pub probe_corpus: Vec<PathBuf>,
+    /// Random texts of each of them (once for all, or once per corpus in their order)
+    #[arg(long)]
+    pub probe_limit: Vec<usize>,
+    /// Share of their texts that are lower-cased
+    #[arg(long, default_value_t = 0.5)]
+    pub probe_lower_case: f64,
+    /// Hidden units of the probe
+    #[arg(long, default_value_t = 64)]
+    pub probe_units: usize,
+    #[arg(long, default_value_t = 4)]
+    pub probe_epochs: usize,
+    #[arg(long, default_value_t = 1e-3)]
+    pub probe_learning_rate: f64,
+    /// After the first epoch, unlabelled spans above this probability are not taken for negatives:
+    /// a corpus labels only some types
+    #[arg(long, default_value_t = 1.0)]
+    pub trust_unlabelled_below: f32,
+    /// Least probability of a detected mention; chosen for the best F1 on held-out texts if absent
+    #[arg(long)]
+    pub threshold: Option<f32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+pub enum ProjectionForm {
+    Mlp,
+    Residual,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+pub enum Loss {
+    /// The paper's: anchors are type names, positives and negatives are mentions
+    Triplet,
+    /// Cross-entropy of each mention over the names of all training types
+    Contrastive,
+    /// The cosines of mentions with --type-nouns agree with what the teacher says next; labels
+    /// only tell where mentions are
+    Distillation,
+}
+
+impl TrainOptions {
+    /// What represents a mention.
+    pub fn representations(&self) -> Vec<Representation> {
+        let span_end = self.block.map(|block| Representation::SpanEnd {
+            block,
+            query_form: self.query_form.clone(),
+        });
+        let suffix = self.suffix_block.map(|block| Representation::Suffix {
+            block,
+            text: self.suffix.clone(),
+            query_form: self.suffix_query_form.clone(),
+        });
+        span_end.into_iter().chain(suffix).collect()
+    }
+
+    /// The nouns over which a teacher is distilled, if one is.
+    pub fn nouns(&self) -> Option<&Path> {
+        let path = self.type_nouns.as_deref();
+        path.filter(|_| self.loss == Loss::Distillation)
+    }
+
+    /// The last block that is read, of a model with so many.
+    ///
+    /// # Errors
+    /// `InvalidSetting` for options that do not fit each other or the model.
+    pub fn last_block(&self, blocks: usize) -> Result<usize> {
+        let representations = self.representations();
+        let distils = self.loss == Loss::Distillation;
+        let problem = if representations.is_empty() {
+            Some("give --block, --suffix-block or both")
+        } else if distils && self.suffix_block.is_none() {
+            Some("distillation needs --suffix-block")
+        } else if distils && self.type_nouns.is_none() {
+            Some("distillation needs --type-nouns")
+        } else if !distils && self.teacher.is_some() {
+            Some("--teacher needs --loss distillation")
+        } else {
+            None
+        };
+        if let Some(problem) = problem {
+            return Err(invalid(problem.to_owned()));
+        }
+        if let Some(problem) = representations.iter().find_map(Representation::problem) {
+            return Err(invalid(format!("of a representation, {problem}")));
+        }
+        let last = representations.iter().map(Representation::block);
+        let last = last.max().unwrap_or(0).max(self.probe_block);
+        if last >= blocks {
+            let message = format!("block {last} of a model with {blocks} blocks");
+            return Err(invalid(message));
+        }
+        Ok(last)
+    }
+}
+
+impl From<ProjectionForm> for ProjectionKind {
+    fn from(form: ProjectionForm) -> Self {
+        match form {
+            ProjectionForm::Mlp => Self::Mlp,
+            ProjectionForm::Residual => Self::Residual,
+        }
+    }
+}
