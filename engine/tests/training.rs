@@ -215,9 +215,11 @@ fn another_model_teaches_what_it_says_itself() {
     let Some(model) = model() else { return };
     let folder = Folder::new("taught");
     let projection = |out: &str| fs::read(folder.0.join(out).join("projection.safetensors"));
-    let teacher = ["--teacher", model.to_str().unwrap()];
+    // All steps are taken.
+    let itself = ["--held-out-texts", "0"];
+    let teacher = [&itself[..], &["--teacher", model.to_str().unwrap()]].concat();
     for (out, options) in [
-        ("itself", &[][..]),
+        ("itself", &itself[..]),
         ("other", &teacher),
         (
             "int8",
@@ -257,12 +259,20 @@ fn options_that_do_not_fit_are_refused() {
     );
     fails(&suffix, "distillation needs --type-nouns");
     fails(
+        &["--block", "22", "--lower-case", "1.5"],
+        "--lower-case 1.5 is no share of 1",
+    );
+    fails(
         &["--block", "22", "--teacher", "/nowhere"],
         "--teacher needs --loss distillation",
     );
     fails(
-        &[&suffix[..], &["--teacher", "/nowhere"]].concat(),
-        "\"/nowhere\"",
+        &[
+            &suffix[..],
+            &["--teacher", "/no/model", "--type-nouns", "/nowhere"],
+        ]
+        .concat(),
+        "\"/no/model\"",
     );
     fails(
         &[&suffix[..], &["--type-nouns", "/nowhere"]].concat(),

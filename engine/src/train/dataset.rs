@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use super::{
     TrainOptions, hard_negatives, invalid,
-    teacher::{Teacher, Teaching},
+    teacher::{Teacher, Teaching, common_nouns},
 };
 use crate::{
     corpus::{Document, TypeNames},
@@ -42,7 +42,7 @@ impl Dataset {
         documents: &[Document],
         names: &TypeNames,
         features: &Features,
-        teacher: Option<Teacher>,
+        teachers: &[Teacher],
         options: &TrainOptions,
     ) -> Result<Self> {
         let named: Vec<(&str, &str)> = names
@@ -87,9 +87,9 @@ impl Dataset {
         };
         let represent =
             |names: &[String]| represent_types(model, &options.representations(), names);
-        let teaching = teacher.map(|teacher| {
-            let noun_values = represent(&teacher.nouns.names)?;
-            teacher.teaching(features, noun_values)
+        let teaching = (!teachers.is_empty()).then(|| {
+            let nouns = common_nouns(teachers)?;
+            Teaching::new(teachers, features, represent(&nouns)?, &nouns)
         });
         Ok(Self {
             teaching: teaching.transpose()?,

@@ -45,7 +45,7 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
         hidden: (!own_probe_texts).then_some(options.probe_block),
     };
     let nouns = options.nouns();
-    let teaches_itself = nouns.is_some() && options.teacher.is_none();
+    let teaches_itself = nouns.is_some() && options.teacher.is_empty();
     let readout = teaches_itself.then(|| checkpoint.readout()).transpose()?;
     let model = checkpoint.load(if teaches_itself { all } else { last })?;
     let (documents, names) = corpora(options)?;
@@ -53,15 +53,22 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
         Features::compute(&model, readout, documents, kept, &options.cache)
     };
     let features = compute(readout.as_ref(), &documents, &kept)?;
-    let teacher = match (nouns, &readout, &options.teacher) {
-        (Some(nouns), Some(readout), _) => {
-            Some(Teacher::new(&model, readout, &features, nouns, options)?)
+    let teachers = match (nouns, &readout) {
+        (Some(nouns), Some(readout)) => {
+            vec![Teacher::new(&model, readout, &features, nouns, options)?]
         }
-        (Some(nouns), None, Some(path)) => Some(Teacher::other(path, &documents, nouns, options)?),
-        _ => None,
+        (Some(nouns), None) => {
+            let paths = options.teacher.iter();
+            let teachers = paths.map(|path| Teacher::other(path, &documents, nouns, options));
+            teachers.collect::<Result<_>>()?
+        }
+        (None, _) => Vec::new(),
     };
-    let teacher_hash = teacher.as_ref().map(|teacher| teacher.hash.clone());
-    let dataset = Dataset::new(&model, &documents, &names, &features, teacher, options)?;
+    let hashes: Vec<String> = teachers
+        .iter()
+        .map(|teacher| teacher.hash.clone())
+        .collect();
+    let dataset = Dataset::new(&model, &documents, &names, &features, &teachers, options)?;
     let trained = projection::train(&dataset, options)?;
 
     let hidden_size = model.llama.config().hidden_size;
@@ -102,7 +109,7 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
         }),
         provenance: serde_json::json!({
             "command": command,
-            "teacher": teacher_hash,
+            "teachers": hashes,
             "texts": documents.len(),
             "mentions": dataset.mentions(),
             "types": dataset.type_names(),
@@ -130,7 +137,7 @@ pub fn train_projection(
             "a projection alone is trained with labels".to_owned(),
         ));
     }
-    let dataset = Dataset::new(model, documents, names, features, None, options)?;
+    let dataset = Dataset::new(model, documents, names, features, &[], options)?;
     projection::train(&dataset, options)
 }
 

@@ -88,11 +88,11 @@ pub struct TrainOptions {
     /// File of nouns, one a line, over which a base model's next-token distribution is distilled
     #[arg(long)]
     pub type_nouns: Option<PathBuf>,
-    /// Another base model (GGUF file or folder) whose next token is distilled instead of the model's
-    /// own
+    /// Base model (GGUF file or folder) whose next token is distilled instead of the model's own; of
+    /// several, given one by one, the mean
     #[arg(long)]
-    pub teacher: Option<PathBuf>,
-    /// What it computes in, as ner_retriever.dtype
+    pub teacher: Vec<PathBuf>,
+    /// What they compute in, as ner_retriever.dtype
     #[arg(long, default_value = "f32")]
     pub teacher_dtype: String,
     /// Temperature of the teacher's distribution in distillation
@@ -107,12 +107,15 @@ pub struct TrainOptions {
     /// Mentions in a batch
     #[arg(long, default_value_t = 512)]
     pub batch: usize,
-    /// Most optimizer steps of the projection; held-out types decide how many are taken
+    /// Most optimizer steps of the projection; what is held out decides how many are taken
     #[arg(long, default_value_t = 1000)]
     pub steps: usize,
-    /// Share of the types held out to decide that
+    /// Share of the types held out to decide that, where labels are learned
     #[arg(long, default_value_t = 0.2)]
     pub held_out_types: f64,
+    /// Share of the texts held out to decide that, where a teacher is
+    #[arg(long, default_value_t = 0.25)]
+    pub held_out_texts: f64,
     /// Corpus for the probe instead of those of --corpus (may be given several times)
     #[arg(long)]
     pub probe_corpus: Vec<PathBuf>,
@@ -189,7 +192,7 @@ impl TrainOptions {
             Some("distillation needs --suffix-block")
         } else if distils && self.type_nouns.is_none() {
             Some("distillation needs --type-nouns")
-        } else if !distils && self.teacher.is_some() {
+        } else if !distils && !self.teacher.is_empty() {
             Some("--teacher needs --loss distillation")
         } else {
             None
@@ -197,6 +200,7 @@ impl TrainOptions {
         if let Some(problem) = problem {
             return Err(invalid(problem.to_owned()));
         }
+        self.check_shares()?;
         if let Some(problem) = representations.iter().find_map(Representation::problem) {
             return Err(invalid(format!("of a representation, {problem}")));
         }
@@ -207,6 +211,24 @@ impl TrainOptions {
             return Err(invalid(message));
         }
         Ok(last)
+    }
+
+    fn check_shares(&self) -> Result<()> {
+        let shares = [
+            ("--lower-case", self.lower_case),
+            ("--hard-negatives", self.hard_negatives),
+            ("--dropout", self.dropout),
+            ("--held-out-types", self.held_out_types),
+            ("--held-out-texts", self.held_out_texts),
+            ("--probe-lower-case", self.probe_lower_case),
+        ];
+        match shares
+            .iter()
+            .find(|(_, share)| !(0.0..=1.0).contains(share))
+        {
+            Some((name, share)) => Err(invalid(format!("{name} {share} is no share of 1"))),
+            None => Ok(()),
+        }
     }
 }
 

@@ -27,33 +27,98 @@ pub struct Trained {
     pub summary: serde_json::Value,
 }
 
-/// Finds on types whose labels it has not seen how many steps generalise best, then trains on all
-/// types for as many.
+/// What the search for the number of steps trains on and is scored on.
+struct Split {
+    /// Types whose labels are trained on.
+    types: Vec<usize>,
+    /// The teaching's mentions that are trained on.
+    taught: Vec<usize>,
+    /// Types that are scored.
+    scored: Vec<usize>,
+    /// Their mentions.
+    mentions: Vec<usize>,
+}
+
+impl Split {
+    /// Labels are held out by type: what generalises is what helps types that nobody labelled.
+    /// Distillation reads none, but would look better the more it repeats of what the teacher said of the
+    /// mentions that are scored, so it holds out texts.
+    fn new(dataset: &Dataset, options: &TrainOptions, random: &mut StdRng) -> Self {
+        let mut types = present(dataset, |_| true);
+        types.shuffle(random);
+        let of = |types: &[usize], scores: &dyn Fn(usize) -> bool| -> Vec<usize> {
+            let mentions = types.iter().flat_map(|&kind| &dataset.by_type[kind]);
+            mentions
+                .copied()
+                .filter(|&mention| scores(mention))
+                .collect()
+        };
+        let Some(teaching) = &dataset.teaching else {
+            let held_out = (types.len() as f64 * options.held_out_types) as usize;
+            let (scored, rest) = types.split_at(held_out.min(types.len().saturating_sub(2)));
+            return Self {
+                mentions: of(scored, &|_| true),
+                scored: scored.to_vec(),
+                types: rest.to_vec(),
+                taught: Vec::new(),
+            };
+        };
+        let count = dataset.texts.iter().chain(&teaching.texts).max();
+        let held_out: Vec<bool> = (0..=count.copied().unwrap_or(0))
+            .map(|_| random.random_bool(options.held_out_texts))
+            .collect();
+        let scores = |mention: usize| held_out[dataset.texts[mention]];
+        let scored = present(dataset, scores);
+        let taught = (0..teaching.texts.len()).filter(|&row| !held_out[teaching.texts[row]]);
+        Self {
+            mentions: of(&scored, &scores),
+            scored,
+            taught: taught.collect(),
+            types,
+        }
+    }
+
+    /// All there is to train on, and nothing to score.
+    fn whole(dataset: &Dataset) -> Self {
+        let rows = dataset
+            .teaching
+            .as_ref()
+            .map_or(0, |teaching| teaching.texts.len());
+        Self {
+            types: present(dataset, |_| true),
+            taught: (0..rows).collect(),
+            scored: Vec::new(),
+            mentions: Vec::new(),
+        }
+    }
+}
+
+/// The types of which there are such mentions.
+fn present(dataset: &Dataset, such: impl Fn(usize) -> bool) -> Vec<usize> {
+    let types = dataset.by_type.iter().enumerate();
+    types
+        .filter(|(_, mentions)| mentions.iter().any(|&mention| such(mention)))
+        .map(|(kind, _)| kind)
+        .collect()
+}
+
+/// Finds on what it has not seen how many steps generalise best, then trains on all for as many.
 pub fn train(dataset: &Dataset, options: &TrainOptions) -> Result<Trained> {
     let mut random = StdRng::seed_from_u64(options.seed);
-    let mut types: Vec<usize> = (0..dataset.by_type.len())
-        .filter(|&kind| !dataset.by_type[kind].is_empty())
-        .collect();
-    types.shuffle(&mut random);
-    let held_out = (types.len() as f64 * options.held_out_types) as usize;
-    let (mut valid, mut rest) = types.split_at(held_out.min(types.len().saturating_sub(2)));
-    if options.loss == Loss::Distillation && held_out > 0 {
-        // It reads no label, so all types tell how well it generalises.
-        (valid, rest) = (&types, &types);
-    }
+    let split = Split::new(dataset, options, &mut random);
     let mut best = (0, f64::NEG_INFINITY);
     let mut untrained = None;
-    if valid.is_empty() {
+    if split.mentions.is_empty() {
         best.0 = options.steps;
     } else {
         fit(
             dataset,
-            rest,
+            &split,
             options,
             options.steps,
             &mut |step, projection| {
-                let score = score(dataset, valid, projection)?;
-                eprintln!("step {step:>5}: held-out types {score:.4}");
+                let score = score(dataset, &split, projection)?;
+                eprintln!("step {step:>5}: held out {score:.4}");
                 untrained.get_or_insert(score);
                 if score > best.1 {
                     best = (step, score);
@@ -63,10 +128,12 @@ pub fn train(dataset: &Dataset, options: &TrainOptions) -> Result<Trained> {
         )
         .map_err(compute)?;
     }
-    let projection = fit(dataset, &types, options, best.0, &mut |_, _| Ok(())).map_err(compute)?;
+    let whole = Split::whole(dataset);
+    let projection = fit(dataset, &whole, options, best.0, &mut |_, _| Ok(())).map_err(compute)?;
+    let scored = split.scored.iter();
     let summary = json!({
         "steps": best.0,
-        "held_out_types": valid.iter().map(|&kind| &dataset.type_names()[kind]).collect::<Vec<_>>(),
+        "held_out_types": scored.map(|&kind| &dataset.type_names()[kind]).collect::<Vec<_>>(),
         "held_out_macro_r_precision": untrained.map(|_| rounded(best.1)),
         "held_out_macro_r_precision_untrained": untrained.map(rounded),
     });
@@ -76,14 +143,15 @@ pub fn train(dataset: &Dataset, options: &TrainOptions) -> Result<Trained> {
     })
 }
 
-/// Trains on the mentions of `types`; `check` sees the projection every [`CHECK_EVERY`] steps.
+/// Trains on what a split trains on; `check` sees the projection every [`CHECK_EVERY`] steps.
 fn fit(
     dataset: &Dataset,
-    types: &[usize],
+    split: &Split,
     options: &TrainOptions,
     steps: usize,
     check: &mut dyn FnMut(usize, &Projection) -> candle_core::Result<()>,
 ) -> candle_core::Result<Projection> {
+    let types = &split.types;
     let mut random = StdRng::seed_from_u64(options.seed);
     let (projection, vars) = initial(dataset, types, options, &mut random)?;
     // The rate's decay ends where the search ended, so that the final run repeats its first steps.
@@ -105,7 +173,7 @@ fn fit(
                     contrastive_loss(dataset, types, &projection, options, &mut random)?
                 }
                 Loss::Distillation => {
-                    distillation_loss(dataset, &projection, options, &mut random)?
+                    distillation_loss(dataset, &split.taught, &projection, options, &mut random)?
                 }
             };
             schedule.step(&loss)?;
@@ -207,6 +275,7 @@ fn contrastive_loss(
 /// (Hinton et al., arXiv 1503.02531): no label is read.
 fn distillation_loss(
     dataset: &Dataset,
+    taught: &[usize],
     projection: &Projection,
     options: &TrainOptions,
     random: &mut StdRng,
@@ -214,9 +283,8 @@ fn distillation_loss(
     let Some(teaching) = &dataset.teaching else {
         candle_core::bail!("there is no teacher");
     };
-    let mentions = teaching.mention_values.dim(0)?;
     let batch: Vec<usize> = (0..options.batch)
-        .map(|_| random.random_range(0..mentions))
+        .filter_map(|_| taught.choose(random).copied())
         .collect();
     let m = select(&teaching.mention_values, batch.iter().copied())?;
     let m = train_mode(projection, &m, Side::Mention, options, random)?;
@@ -304,17 +372,11 @@ fn train_mode(
     normalize(&projection.unnormalized(x, side, &mut dropout)?)
 }
 
-/// Macro R-Precision over `types`, with their own mentions indexed.
-fn score(dataset: &Dataset, types: &[usize], projection: &Projection) -> candle_core::Result<f64> {
-    let mentions: Vec<usize> = types
-        .iter()
-        .flat_map(|&kind| &dataset.by_type[kind])
-        .copied()
-        .collect();
-    let m = projection.apply(
-        &select(&dataset.mention_values, mentions.clone())?,
-        Side::Mention,
-    )?;
+/// Macro R-Precision over a split's scored types, with their scored mentions indexed.
+fn score(dataset: &Dataset, split: &Split, projection: &Projection) -> candle_core::Result<f64> {
+    let (types, mentions) = (&split.scored, &split.mentions);
+    let m = select(&dataset.mention_values, mentions.iter().copied())?;
+    let m = projection.apply(&m, Side::Mention)?;
     let t = select(&dataset.type_values, types.iter().copied())?;
     let scores = m.matmul(&projection.apply(&t, Side::Type)?.t()?)?;
     let texts: Vec<usize> = mentions
@@ -325,7 +387,10 @@ fn score(dataset: &Dataset, types: &[usize], projection: &Projection) -> candle_
     let mut sum = 0.0;
     for (column, &kind) in types.iter().enumerate() {
         let mut gold = vec![false; count];
-        for &mention in &dataset.by_type[kind] {
+        for &mention in mentions
+            .iter()
+            .filter(|&&mention| dataset.types[mention] == kind)
+        {
             gold[dataset.texts[mention]] = true;
         }
         let scores: Vec<f32> = scores.get_on_dim(1, column)?.to_vec1()?;

@@ -3,7 +3,10 @@
 //! distribution over type nouns is a soft label, and the projection learns to make its cosines agree
 //! with it.
 
-use std::path::Path;
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
 
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops;
@@ -28,12 +31,13 @@ pub struct Nouns {
 pub struct Teacher {
     /// The base model's.
     pub hash: String,
-    pub nouns: Nouns,
-    /// Probability of each noun for each mention, `[mentions, nouns]`.
-    targets: Tensor,
+    nouns: Nouns,
+    /// How much likelier each noun is after each mention than after the others, `[mentions, nouns]`.
+    log_odds: Tensor,
+    temperature: f64,
 }
 
-/// What the projection learns from a teacher.
+/// What the projection learns from its teachers.
 pub struct Teaching {
     /// The mentions' representations, `[mentions, representations * kv_dim]`.
     pub mention_values: Tensor,
@@ -41,6 +45,8 @@ pub struct Teaching {
     pub noun_values: Tensor,
     /// Probability of each noun for each mention, `[mentions, nouns]`.
     pub targets: Tensor,
+    /// Each mention's text.
+    pub texts: Vec<usize>,
 }
 
 impl Nouns {
@@ -48,7 +54,7 @@ impl Nouns {
     /// space.
     ///
     /// # Errors
-    /// `InvalidSetting` if it cannot be read or fewer than two are left.
+    /// `InvalidSetting` if it cannot be read.
     pub fn read(path: &Path, model: &BaseModel) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .map_err(|e| invalid(format!("cannot read \"{}\": {e}", path.display())))?;
@@ -61,10 +67,6 @@ impl Nouns {
                 nouns.names.push(noun.to_owned());
                 nouns.tokens.push(token);
             }
-        }
-        if nouns.names.len() < 2 {
-            let path = path.display();
-            return Err(invalid(format!("\"{path}\" has no two nouns of one token")));
         }
         Ok(nouns)
     }
@@ -82,17 +84,17 @@ impl Teacher {
         let nouns = Nouns::read(nouns, model)?;
         let states = features.texts().iter();
         let states: Vec<_> = states.filter_map(|text| text.states.as_ref()).collect();
-        let targets = || {
+        let log_odds = || {
             let states = Tensor::cat(&states, 0)?.to_dtype(DType::F32)?;
             let logits = readout.logits(&states, &nouns.tokens)?;
             // How likely a noun is after any mention says nothing about this one.
-            let own = logits.broadcast_sub(&logits.mean_keepdim(0)?)?;
-            ops::softmax(&(own / options.teacher_temperature)?, D::Minus1)
+            logits.broadcast_sub(&logits.mean_keepdim(0)?)
         };
         Ok(Self {
             hash: model.hash.clone(),
-            targets: targets().map_err(compute)?,
+            log_odds: log_odds().map_err(compute)?,
             nouns,
+            temperature: options.teacher_temperature,
         })
     }
 
@@ -122,14 +124,71 @@ impl Teacher {
         Self::new(&model, &readout, &features, nouns, options)
     }
 
-    /// For a model whose `features` are of the same mentions; `noun_values` are the nouns'
-    /// representations as types.
-    pub fn teaching(self, features: &Features, noun_values: Tensor) -> Result<Teaching> {
-        let values = features.texts().iter();
-        let values: Vec<_> = values.filter_map(|text| text.values.as_ref()).collect();
-        Ok(Teaching {
+    /// Probability of each of some of its nouns for each mention, `[mentions, nouns]`.
+    fn targets(&self, nouns: &[String]) -> candle_core::Result<Tensor> {
+        let columns: HashMap<&str, u32> = self
+            .nouns
+            .names
+            .iter()
+            .map(String::as_str)
+            .zip(0..)
+            .collect();
+        let columns: Vec<u32> = nouns
+            .iter()
+            .filter_map(|noun| columns.get(noun.as_str()).copied())
+            .collect();
+        let columns = Tensor::new(columns, &Device::Cpu)?;
+        let log_odds = self.log_odds.index_select(&columns, 1)?;
+        ops::softmax(&(log_odds / self.temperature)?, D::Minus1)
+    }
+}
+
+/// The nouns that are one token of all teachers.
+///
+/// # Errors
+/// `InvalidSetting` if there are fewer than two.
+pub fn common_nouns(teachers: &[Teacher]) -> Result<Vec<String>> {
+    let names =
+        |teacher: &Teacher| -> HashSet<String> { teacher.nouns.names.iter().cloned().collect() };
+    let known: Vec<HashSet<String>> = teachers.iter().map(names).collect();
+    let nouns = teachers.first().map_or(&[][..], |first| &first.nouns.names);
+    let common: Vec<String> = nouns
+        .iter()
+        .filter(|noun| known.iter().all(|nouns| nouns.contains(*noun)))
+        .cloned()
+        .collect();
+    if common.len() < 2 {
+        let problem = "the file of --type-nouns has no two nouns of one token of all teachers";
+        return Err(invalid(problem.to_owned()));
+    }
+    Ok(common)
+}
+
+impl Teaching {
+    /// For a model whose `features` are of the teachers' mentions; `noun_values` are the representations
+    /// of `nouns`, which all teachers know, as types.
+    pub fn new(
+        teachers: &[Teacher],
+        features: &Features,
+        noun_values: Tensor,
+        nouns: &[String],
+    ) -> Result<Self> {
+        let (mut values, mut texts) = (Vec::new(), Vec::new());
+        for (text, features) in features.texts().iter().enumerate() {
+            if let Some(of_text) = &features.values {
+                texts.resize(texts.len() + of_text.dims()[0], text);
+                values.push(of_text);
+            }
+        }
+        let targets = || {
+            let targets = teachers.iter().map(|teacher| teacher.targets(nouns));
+            let targets = targets.collect::<candle_core::Result<Vec<_>>>()?;
+            Tensor::stack(&targets, 0)?.mean(0)
+        };
+        Ok(Self {
             mention_values: Tensor::cat(&values, 0).map_err(compute)?,
-            targets: self.targets,
+            texts,
+            targets: targets().map_err(compute)?,
             noun_values,
         })
     }
