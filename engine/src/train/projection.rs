@@ -17,7 +17,7 @@ use crate::{
     projection::{Centers, Linear, Projection, Side, normalize},
 };
 
-/// Steps between two measurements on the held-out types.
+/// Steps between two measurements on what is held out.
 const CHECK_EVERY: usize = 25;
 
 /// A trained projection.
