@@ -1,6 +1,6 @@
 //! Indexed mentions on disk, so that another projection is scored without the base model's pass.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{collections::HashMap, fs, ops::Range, path::Path};
 
 use candle_core::{Device, Tensor, safetensors};
 use sha2::{Digest, Sha256};
@@ -29,7 +29,7 @@ pub fn index(
     let name = key(embedder, documents, spans, threshold).map_err(compute)?;
     let path = folder.join(format!("eval-{name}.safetensors"));
     if let Ok(tensors) = safetensors::load(&path, &Device::Cpu) {
-        return read(tensors).map_err(|error| {
+        return read(tensors, documents).map_err(|error| {
             let message = format!("\"{}\" is damaged: {error}", path.display());
             EngineError::new(ErrorKind::InvalidSetting, message)
                 .hint("Delete the file; it is computed again.")
@@ -57,7 +57,10 @@ fn tensors(index: &Index) -> candle_core::Result<HashMap<String, Tensor>> {
     .into())
 }
 
-fn read(mut tensors: HashMap<String, Tensor>) -> candle_core::Result<Index> {
+fn read(
+    mut tensors: HashMap<String, Tensor>,
+    documents: &[Document],
+) -> candle_core::Result<Index> {
     let mut take = |name: &str| {
         let tensor = tensors.remove(name);
         tensor.ok_or_else(|| candle_core::Error::Msg(format!("it lacks \"{name}\"")))
@@ -74,8 +77,13 @@ fn read(mut tensors: HashMap<String, Tensor>) -> candle_core::Result<Index> {
     let Ok(counts) = counts.collect::<Vec<_>>().try_into() else {
         candle_core::bail!("its counts are of another kind");
     };
-    if values.dim(0)? != texts.len() {
-        candle_core::bail!("its mentions do not fit each other");
+    let mut mentions = texts.iter().zip(&bytes);
+    let fits = |(text, bytes): (&usize, &Range<usize>)| {
+        let text = documents.get(*text);
+        text.is_some_and(|document| document.text.get(bytes.clone()).is_some())
+    };
+    if values.dim(0)? != texts.len() || !mentions.all(fits) {
+        candle_core::bail!("its mentions do not fit the texts");
     }
     Ok(Index {
         texts,

@@ -6,6 +6,7 @@ mod optimizer;
 mod options;
 mod probe;
 mod projection;
+mod split;
 mod teacher;
 
 use std::{
