@@ -106,10 +106,7 @@ impl Index {
             .filter(|mention| mention.kind == kind)
             .map(|mention| starts[mention.span.start as usize]..starts[mention.span.end as usize])
             .collect();
-        // Mentions are in the order of their texts.
-        let from = self.texts.partition_point(|&of| of < text);
-        let to = self.texts.partition_point(|&of| of <= text);
-        (from..to).find(|&mention| {
+        self.of_text(text).find(|&mention| {
             let bytes = &self.bytes[mention];
             labelled
                 .iter()

@@ -98,6 +98,25 @@ impl Index {
     }
 }
 
+impl Index {
+    /// The mentions of a text.
+    pub fn of_text(&self, text: usize) -> Range<usize> {
+        // Mentions are in the order of their texts.
+        let from = self.texts.partition_point(|&of| of < text);
+        from..self.texts.partition_point(|&of| of <= text)
+    }
+
+    /// For each mention, whether it shares a byte with one of another index of the same corpus.
+    pub fn overlapping(&self, other: &Index) -> Vec<bool> {
+        let mentions = self.texts.iter().zip(&self.bytes);
+        let overlaps = mentions.map(|(&text, a)| {
+            let mut others = other.bytes[other.of_text(text)].iter();
+            others.any(|b| a.start < b.end && b.start < a.end)
+        });
+        overlaps.collect()
+    }
+}
+
 type PreparedText = (<Embedder as Backend>::Prepared, Vec<Window>);
 
 fn prepare(
@@ -129,5 +148,29 @@ fn detected_spans(output: Output) -> Vec<Span> {
     match output {
         Output::Mentions(mentions) => mentions.into_iter().map(|mention| mention.span).collect(),
         Output::Type(_) => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    fn index(mentions: &[(usize, Range<usize>)]) -> Index {
+        Index {
+            texts: mentions.iter().map(|(text, _)| *text).collect(),
+            bytes: mentions.iter().map(|(_, bytes)| bytes.clone()).collect(),
+            values: Tensor::zeros((mentions.len(), 2), DType::F32, &Device::Cpu).unwrap(),
+            detection: DetectionCounts::default(),
+        }
+    }
+
+    #[test]
+    fn mentions_overlap_those_of_their_own_text_alone() {
+        let labelled = index(&[(0, 0..4), (2, 5..9), (2, 10..12)]);
+        let detected = index(&[(0, 3..6), (1, 0..4), (2, 9..10), (2, 10..11)]);
+        assert_eq!(labelled.overlapping(&detected), [true, false, true]);
+        assert_eq!(detected.overlapping(&labelled), [true, false, false, true]);
     }
 }

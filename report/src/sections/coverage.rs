@@ -1,6 +1,10 @@
 //! What a detector's coverage costs: labelled mentions thinned at random.
 
-use ner_retriever_engine::{error::Result, eval::ranking::macro_average};
+use candle_core::Tensor;
+use ner_retriever_engine::{
+    error::{Result, compute},
+    eval::{index::Index, ranking::macro_average},
+};
 use rand::{SeedableRng, rngs::StdRng, seq::index};
 
 use crate::{
@@ -34,6 +38,7 @@ pub fn measure(context: &Context) -> Result<Section> {
         points: means,
         line: true,
     }];
+    let mut tables = Vec::new();
     if let Some(detected) = context.detected()? {
         let coverage = detected.detection.scores().coverage;
         let score = macro_average(&context.score(detected)?);
@@ -44,7 +49,9 @@ pub fn measure(context: &Context) -> Result<Section> {
         });
         let name = format!("detector, lenient coverage {coverage:.3}");
         table.row([name, format!("{score:.3}"), "–".to_owned(), of_all(score)]);
+        tables.push(losses(context, context.gold()?, detected, of_all)?);
     }
+    tables.insert(0, table);
     let points = || series.iter().flat_map(|series| &series.points);
     let axes = Axes {
         x: plot::span(points().map(|point| point.0)),
@@ -55,21 +62,78 @@ pub fn measure(context: &Context) -> Result<Section> {
     Ok(Section {
         id: SectionName::Coverage.id(),
         title: "Coverage of detection",
-        explanation: vec![format!(
-            "A mention that is not detected is not indexed. Here labelled mentions are left out at \
+        explanation: vec![
+            format!(
+                "A mention that is not detected is not indexed. Here labelled mentions are left out at \
              random ({DRAWS} draws for each share; deviation: between the draws), so that the curve \
              shows what coverage alone costs. The detector's own point differs from it by what wrong \
              boundaries and mentions of other things cost, and because what a detector misses is not \
              random."
-        )],
+            ),
+            "Where the detector's loss comes from: what it misses (the labelled mentions without those \
+             that no detected one overlaps), other boundaries (the detected mentions that overlap a \
+             labelled one), and what it finds elsewhere, beside the labelled mentions."
+                .to_owned(),
+        ],
         figures: vec![Figure {
             name: "",
             caption: "R-Precision by the share of mentions that is indexed.".to_owned(),
             svg: plot::lines(&axes, &series)?,
         }],
-        tables: vec![table],
+        tables,
         command: context.options.command(SectionName::Coverage),
     })
+}
+
+/// The head's macro R-Precision over parts of what is labelled and what is detected.
+fn losses(
+    context: &Context,
+    gold: &Index,
+    detected: &Index,
+    of_all: impl Fn(f64) -> String,
+) -> Result<Table> {
+    let places = |flags: Vec<bool>, wanted: bool| -> Vec<usize> {
+        let places = flags.into_iter().enumerate();
+        places
+            .filter_map(|(place, flag)| (flag == wanted).then_some(place))
+            .collect()
+    };
+    let found = places(gold.overlapping(detected), true);
+    let on_labelled = places(detected.overlapping(gold), true);
+    let elsewhere = places(detected.overlapping(gold), false);
+    let all = |index: &Index| (0..index.texts.len()).collect::<Vec<_>>();
+    let nothing = Vec::new();
+    let mut table = Table::new(["indexed", "mentions", "macro R-Precision", "of all"]);
+    for (name, of_gold, of_detected) in [
+        ("labelled", &all(gold), &nothing),
+        ("labelled that the detector finds", &found, &nothing),
+        ("detected there", &nothing, &on_labelled),
+        ("labelled, and detected elsewhere", &all(gold), &elsewhere),
+        ("detected", &nothing, &all(detected)),
+    ] {
+        let parts = [(gold, of_gold), (detected, of_detected)];
+        let score = score(context, &parts)?;
+        let count = (of_gold.len() + of_detected.len()).to_string();
+        table.row([name.to_owned(), count, format!("{score:.3}"), of_all(score)]);
+    }
+    Ok(table)
+}
+
+/// The head's macro R-Precision over some of the mentions of indexes.
+fn score(context: &Context, parts: &[(&Index, &Vec<usize>)]) -> Result<f64> {
+    let (mut texts, mut mentions) = (Vec::new(), Vec::new());
+    for (index, places) in parts.iter().filter(|(_, places)| !places.is_empty()) {
+        texts.extend(places.iter().map(|&place| index.texts[place]));
+        mentions.push(rows(&context.embeddings(index)?, places)?);
+    }
+    if mentions.is_empty() {
+        return Ok(0.0);
+    }
+    let mentions = Tensor::cat(&mentions, 0).map_err(compute)?;
+    let scores = context
+        .queries
+        .score(&texts, &mentions, &context.types()?)?;
+    Ok(macro_average(&scores))
 }
 
 /// The head's macro R-Precision with a share of the labelled mentions, a draw each.
