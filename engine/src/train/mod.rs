@@ -19,6 +19,7 @@ use candle_core::{Device, safetensors};
 
 use crate::{
     corpus::{self, Document, TypeNames},
+    device,
     error::{EngineError, ErrorKind, Result, compute},
     features::{Features, Kept},
     head::{
@@ -37,7 +38,8 @@ use teacher::Teacher;
 /// # Errors
 /// The model's and the corpora's errors; `InvalidSetting` for options that do not fit.
 pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
-    let checkpoint = Checkpoint::open(&options.model, &Device::Cpu)?;
+    let numbers = device::numbers(&options.dtype, &Device::Cpu)?;
+    let checkpoint = Checkpoint::open(&options.model, &Device::Cpu)?.in_numbers(numbers);
     let all = checkpoint.config().blocks;
     let last = options.last_block(all)?;
     let own_probe_texts = !options.probe_corpus.is_empty();

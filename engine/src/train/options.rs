@@ -20,6 +20,9 @@ pub struct TrainOptions {
     /// GGUF file or Hugging Face folder of the base model
     #[arg(long)]
     pub model: PathBuf,
+    /// What the base model computes in, as ner_retriever.dtype
+    #[arg(long, default_value = "f32")]
+    pub dtype: String,
     /// Corpus of JSON lines (may be given several times)
     #[arg(long, required = true)]
     pub corpus: Vec<PathBuf>,
