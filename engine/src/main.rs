@@ -16,6 +16,7 @@ use ner_retriever_engine::{
     error::{EngineError, ErrorKind},
     eval::{self, Protocol, report::Spans},
     model::Checkpoint,
+    representation::TYPE_PLACE,
     server::{self, ServeOptions},
     startup::Startup,
     sweep,
@@ -141,6 +142,12 @@ struct Sweep {
     limit: usize,
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Read V at the end of this suffix, such as ' {mention} is a', instead of the mention's own end
+    #[arg(long)]
+    suffix: Option<String>,
+    /// What is embedded for a type
+    #[arg(long, default_value = TYPE_PLACE)]
+    query_form: String,
 }
 
 fn main() -> ExitCode {
@@ -285,7 +292,11 @@ fn sweep(options: &Sweep) -> Result<(), EngineError> {
     let names = corpus::read_type_names(&options.types, &options.corpus)?;
     let checkpoint = Checkpoint::open(&options.model, &Device::Cpu)?;
     let last = checkpoint.config().blocks - 1;
-    let scores = sweep::sweep(&checkpoint.load(last)?, &documents, &names)?;
+    let form = sweep::Form {
+        suffix: options.suffix.as_deref(),
+        query: &options.query_form,
+    };
+    let scores = sweep::sweep(&checkpoint.load(last)?, &documents, &names, form)?;
     println!("block  macro R-Precision  AUC of same type");
     for (block, score) in scores.iter().enumerate() {
         println!(

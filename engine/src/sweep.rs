@@ -5,13 +5,14 @@ use indicatif::ProgressBar;
 
 use crate::{
     corpus::{Document, TypeNames},
-    error::{Result, compute},
+    error::{EngineError, ErrorKind, Result, compute},
     eval::{auc::auc, queries::Queries, ranking::macro_average},
     model::{
         BaseModel,
-        llama::{Packed, Wanted},
+        llama::{Continuation, Packed, Wanted},
     },
     projection::normalize,
+    representation::{Representation, TYPE_PLACE, mention_suffixes},
     text::{char_starts, token_at},
 };
 
@@ -21,10 +22,29 @@ const BATCH_TEXTS: usize = 64;
 /// Most mentions of which all pairs are compared.
 const MOST_PAIRED: usize = 2000;
 
-/// How well a block's V vectors at the span end, without their mean, tell types.
+/// Where V vectors are read.
+#[derive(Debug, Clone, Copy)]
+pub struct Form<'a> {
+    /// Mentions: at the last token of this suffix after the whole text; `None`: at the span's last token.
+    pub suffix: Option<&'a str>,
+    /// Types: at the last token of this, with the type's name in the place of [`TYPE_PLACE`].
+    pub query: &'a str,
+}
+
+impl Default for Form<'_> {
+    /// The paper's: span ends, and the bare name.
+    fn default() -> Self {
+        Self {
+            suffix: None,
+            query: TYPE_PLACE,
+        }
+    }
+}
+
+/// How well a block's V vectors, without their mean, tell types.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BlockScore {
-    /// Macro R-Precision against V of the bare type name, without its mean.
+    /// Macro R-Precision against V of the type names, without its mean.
     pub r_precision: f64,
     /// Area under the ROC curve of the cosine of two mentions for "of the same type".
     pub auc: f64,
@@ -33,49 +53,59 @@ pub struct BlockScore {
 /// Scores every block (0-based) of a model with gold spans.
 ///
 /// # Errors
-/// The model's errors.
+/// The model's errors; `InvalidSetting` for a form that lacks its place.
 pub fn sweep(
     model: &BaseModel,
     documents: &[Document],
     names: &TypeNames,
+    form: Form,
 ) -> Result<Vec<BlockScore>> {
-    let blocks: Vec<usize> = (0..=model.llama.last_block()).collect();
-    let mut mentions: Vec<Vec<Tensor>> = vec![Vec::new(); blocks.len()];
+    let suffix = form.suffix.map(|text| Representation::Suffix {
+        block: model.llama.last_block(),
+        text: text.to_owned(),
+        query_form: form.query.to_owned(),
+    });
+    let checked = suffix.clone().unwrap_or(Representation::SpanEnd {
+        block: 0,
+        query_form: form.query.to_owned(),
+    });
+    if let Some(problem) = checked.problem() {
+        return Err(EngineError::new(ErrorKind::InvalidSetting, problem));
+    }
+    let mut mentions: Vec<Vec<Tensor>> = vec![Vec::new(); model.llama.last_block() + 1];
     let (mut texts, mut kinds) = (Vec::new(), Vec::new());
     let progress = ProgressBar::new(documents.len() as u64);
     for (number, batch) in documents.chunks(BATCH_TEXTS).enumerate() {
-        let mut spans = Vec::new();
+        let mut sequences = Vec::new();
         for (index, document) in batch.iter().enumerate() {
-            let encoded = model.tokenizer.encode(&document.text)?;
-            let starts = char_starts(&document.text);
-            let mut ends = Vec::new();
-            for mention in &document.mentions {
-                if let Some(end) = token_at(&encoded, starts[mention.span.end as usize] - 1) {
-                    ends.push(end);
-                    texts.push(number * BATCH_TEXTS + index);
-                    kinds.push(mention.kind.as_str());
-                }
-            }
-            spans.push((encoded.ids, ends));
+            let (sequence, found) = sequence(model, document, suffix.as_ref())?;
+            texts.resize(texts.len() + found.len(), number * BATCH_TEXTS + index);
+            kinds.extend(found);
+            sequences.push(sequence);
         }
-        for (block, values) in blocks.iter().zip(values(model, &spans, &blocks)?) {
-            mentions[*block].push(values);
+        if sequences.iter().any(|sequence| !sequence.ends.is_empty()) {
+            for (mentions, values) in mentions.iter_mut().zip(values(model, &sequences)?) {
+                mentions.push(values);
+            }
         }
         progress.inc(batch.len() as u64);
     }
     progress.finish_and_clear();
     let queries = Queries::new(documents, names);
-    let names: Vec<(Vec<u32>, Vec<usize>)> = queries
-        .names
-        .iter()
-        .map(|name| {
-            let ids = model.tokenizer.encode(name)?.ids;
-            let last = ids.len().saturating_sub(1);
-            Ok((ids, vec![last]))
-        })
-        .collect::<Result<_>>()?;
     let pairs = Pairs::new(&kinds, &queries);
-    let names = values(model, &names, &blocks)?;
+    let forms = queries.names.iter().map(|name| {
+        let ids = model
+            .tokenizer
+            .encode(&form.query.replace(TYPE_PLACE, name))?
+            .ids;
+        let ends = vec![ids.len().saturating_sub(1)];
+        Ok(Sequence {
+            ids,
+            ends,
+            suffixes: Vec::new(),
+        })
+    });
+    let names = values(model, &forms.collect::<Result<Vec<_>>>()?)?;
     let scores = mentions.iter().zip(names).map(|(mentions, names)| {
         let mentions = Tensor::cat(mentions, 0).and_then(|mentions| centred(&mentions));
         let mentions = mentions.map_err(compute)?;
@@ -86,6 +116,45 @@ pub fn sweep(
         })
     });
     scores.collect()
+}
+
+/// A text or a type's form.
+struct Sequence {
+    /// Without the model's first token.
+    ids: Vec<u32>,
+    /// The token of `ids` that holds the end of each mention.
+    ends: Vec<usize>,
+    /// The token ids of each mention's suffix; empty where values are read at the ends.
+    suffixes: Vec<Vec<u32>>,
+}
+
+/// A text's tokens, and the types of its mentions.
+fn sequence<'a>(
+    model: &BaseModel,
+    document: &'a Document,
+    suffix: Option<&Representation>,
+) -> Result<(Sequence, Vec<&'a str>)> {
+    let encoded = model.tokenizer.encode(&document.text)?;
+    let starts = char_starts(&document.text);
+    let (mut ends, mut suffixes, mut kinds) = (Vec::new(), Vec::new(), Vec::new());
+    for mention in &document.mentions {
+        let bytes = starts[mention.span.start as usize]..starts[mention.span.end as usize];
+        if let Some(end) = token_at(&encoded, bytes.end - 1) {
+            ends.push(end);
+            kinds.push(mention.kind.as_str());
+            suffixes.push(mention_suffixes(
+                model,
+                suffix.map_or(&[], std::slice::from_ref),
+                &document.text[bytes],
+            )?);
+        }
+    }
+    let sequence = Sequence {
+        ids: encoded.ids,
+        ends,
+        suffixes: suffixes.into_iter().flatten().collect(),
+    };
+    Ok((sequence, kinds))
 }
 
 /// The mentions of which all pairs are compared, with a number for each one's type.
@@ -127,42 +196,53 @@ impl Pairs {
     }
 }
 
-/// Per block, V at the given tokens (the first token not counted) of all sequences.
-fn values(
-    model: &BaseModel,
-    sequences: &[(Vec<u32>, Vec<usize>)],
-    blocks: &[usize],
-) -> Result<Vec<Tensor>> {
-    let ids: Vec<Vec<u32>> = sequences
+/// Per block, V at the end of each mention's suffix or, without suffixes, at its own end.
+fn values(model: &BaseModel, sequences: &[Sequence]) -> Result<Vec<Tensor>> {
+    let blocks: Vec<usize> = (0..=model.llama.last_block()).collect();
+    let first = model.tokenizer.first();
+    let ids = sequences
         .iter()
-        .map(|(ids, _)| {
-            std::iter::once(model.tokenizer.first())
-                .chain(ids.iter().copied())
-                .collect()
-        })
-        .collect();
-    let mut rows = Vec::new();
-    let mut offset = 1;
-    for (ids, ends) in sequences {
-        rows.extend(ends.iter().map(|end| (offset + end) as u32));
-        offset += ids.len() + 1;
+        .map(|sequence| [&[first], sequence.ids.as_slice()].concat());
+    let ids: Vec<Vec<u32>> = ids.collect();
+    let (mut ends, mut prefixes, mut suffixes) = (Vec::new(), Vec::new(), Vec::new());
+    let mut offset = 0;
+    for (sequence, ids) in sequences.iter().zip(&ids) {
+        ends.extend(sequence.ends.iter().map(|end| (offset + 1 + end) as u32));
+        for suffix in &sequence.suffixes {
+            prefixes.push(offset..offset + ids.len());
+            suffixes.push(suffix.as_slice());
+        }
+        offset += ids.len();
     }
     let packed = Packed::new(ids.iter().map(Vec::as_slice));
-    let wanted = Wanted {
-        values: blocks.to_vec(),
-        ..Wanted::default()
+    let pass = || {
+        if suffixes.is_empty() {
+            let wanted = Wanted {
+                values: blocks,
+                ..Wanted::default()
+            };
+            let values = model.llama.forward(&packed, &wanted)?.values;
+            let ends = Tensor::new(ends, values[0].device())?;
+            return values.iter().map(|v| v.index_select(&ends, 0)).collect();
+        }
+        let wanted = Wanted {
+            cached_blocks: model.llama.last_block(),
+            ..Wanted::default()
+        };
+        let activations = model.llama.forward(&packed, &wanted)?;
+        let continuation = Continuation {
+            packed: Packed::new(suffixes),
+            prefixes,
+            cache: &activations.cache,
+        };
+        let wanted = Wanted {
+            values: blocks,
+            ends_only: true,
+            ..Wanted::default()
+        };
+        Ok(model.llama.extend(&continuation, &wanted)?.values)
     };
-    let activations = model.llama.forward(&packed, &wanted).map_err(compute)?;
-    let select = |values: &Tensor| {
-        let rows = Tensor::new(rows.as_slice(), values.device())?;
-        values.index_select(&rows, 0)
-    };
-    activations
-        .values
-        .iter()
-        .map(select)
-        .collect::<candle_core::Result<_>>()
-        .map_err(compute)
+    pass().map_err(compute)
 }
 
 fn centred(x: &Tensor) -> candle_core::Result<Tensor> {

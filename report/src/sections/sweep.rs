@@ -21,7 +21,8 @@ pub fn measure(context: &Context) -> Result<Section> {
     );
     let checkpoint = Checkpoint::open(&options.model, &Device::Cpu)?;
     let last = checkpoint.config().blocks - 1;
-    let scores = sweep::sweep(&checkpoint.load(last)?, &documents, &context.names)?;
+    let form = sweep::Form::default();
+    let scores = sweep::sweep(&checkpoint.load(last)?, &documents, &context.names, form)?;
 
     let mut table = Table::new(["block", "macro R-Precision", "AUC"]);
     for (block, score) in scores.iter().enumerate() {
