@@ -32,6 +32,8 @@ const LARGEST: f32 = 127.0;
 const ZERO: u8 = 128;
 /// Numbers of a row whose maximum is found together.
 const LANES: usize = 16;
+/// Added to a number of less than 2^22, it leaves the nearest integer in the lowest bits.
+const ROUND: f32 = 12_582_912.0;
 
 thread_local! {
     /// Choosing the kernel anew for each product would cost a fortieth of a pass.
@@ -196,19 +198,17 @@ impl Int8 {
 impl Weights {
     /// Those columns of `[out, in]`.
     fn new(rows: &[Vec<f32>], inputs: &Range<usize>) -> Self {
-        let mut integers = Vec::with_capacity(rows.len() * inputs.len());
-        let mut scales = Vec::with_capacity(rows.len());
-        let mut zeros = Vec::with_capacity(rows.len());
-        let may_saturate = EXECUTOR.with(GemmExecutor::may_saturate);
-        for row in rows {
-            let row = &row[inputs.clone()];
-            let scale = scale(row, may_saturate);
-            let from = integers.len();
-            integers.extend(row.iter().map(|x| (x / scale).round_ties_even() as i8));
-            let sum: i32 = integers[from..].iter().copied().map(i32::from).sum();
-            scales.push(scale);
-            zeros.push(-i32::from(ZERO) * sum);
-        }
+        let mut integers = vec![0; rows.len() * inputs.len()];
+        let mut scales = vec![0.0; rows.len()];
+        let mut zeros = vec![0; rows.len()];
+        Arch::new().dispatch(Round {
+            rows,
+            inputs,
+            may_saturate: EXECUTOR.with(GemmExecutor::may_saturate),
+            integers: &mut integers,
+            scales: &mut scales,
+            zeros: &mut zeros,
+        });
         let integers = NdTensor::from_data([rows.len(), inputs.len()], integers);
         Self {
             packed: EXECUTOR.with(|executor| executor.prepack_b(integers.transposed())),
@@ -239,11 +239,54 @@ impl Activations {
     }
 }
 
+/// Weights to integers.
+struct Round<'a> {
+    /// `[out][in]`.
+    rows: &'a [Vec<f32>],
+    /// Of each row.
+    inputs: &'a Range<usize>,
+    may_saturate: bool,
+    /// `[out, in]`.
+    integers: &'a mut [i8],
+    /// Of each output.
+    scales: &'a mut [f32],
+    /// Of each output.
+    zeros: &'a mut [i32],
+}
+
+impl WithSimd for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let integers = self.integers.chunks_exact_mut(self.inputs.len().max(1));
+        let outputs = self.scales.iter_mut().zip(self.zeros);
+        for ((row, integers), (scale, zero)) in self.rows.iter().zip(integers).zip(outputs) {
+            let row = &row[self.inputs.clone()];
+            *scale = unit(row, self.may_saturate);
+            for (integer, x) in integers.iter_mut().zip(row) {
+                *integer = (x / *scale + ROUND).to_bits() as i8;
+            }
+            let sum: i32 = integers.iter().copied().map(i32::from).sum();
+            *zero = -i32::from(ZERO) * sum;
+        }
+    }
+}
+
 /// What the integer 1 stands for in an output's weights. AVX2's instruction sums the products of two inputs
 /// in 16 bits and would cut off what does not fit: 255, the largest activation, times the integers of two
 /// weights, which rounding lets sum to `LARGEST + 1` at most, does.
-fn scale(weights: &[f32], may_saturate: bool) -> f32 {
-    let largest = weights.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+#[inline(always)]
+fn unit(weights: &[f32], may_saturate: bool) -> f32 {
+    let mut largest = [0f32; LANES];
+    let (whole, rest) = weights.as_chunks::<LANES>();
+    for weights in whole {
+        for lane in 0..LANES {
+            largest[lane] = largest[lane].max(weights[lane].abs());
+        }
+    }
+    let all = rest.iter().chain(&largest);
+    let largest = all.fold(0.0, |most: f32, x| most.max(x.abs()));
     let pairs = weights.as_chunks().0.iter().map(|[a, b]| (a + b).abs());
     let of_pairs = pairs.filter(|_| may_saturate).fold(0.0, f32::max);
     (largest.max(of_pairs) / LARGEST).max(f32::MIN_POSITIVE)
@@ -267,8 +310,6 @@ impl WithSimd for Quantize<'_> {
     // This and all it calls is inlined, so that it is compiled for the caller's registers.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        /// Added to a number of less than 2^22, it leaves the nearest integer in the lowest bits.
-        const ROUND: f32 = 12_582_912.0;
         let width = self.factors.len();
         let rows = self.integers.chunks_exact_mut(width.max(1));
         for (row, (integers, scale)) in rows.zip(self.scales.iter_mut()).enumerate() {
