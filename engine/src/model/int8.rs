@@ -16,6 +16,7 @@ use rten_tensor::{NdTensor, NdTensorView, prelude::*};
 use super::{
     fused::silu_times,
     matrix::{rows, tokens},
+    quantize::{Quantized, activations, weights},
     tiles::in_tiles,
 };
 
@@ -25,16 +26,6 @@ const TILE: (usize, usize) = (128, 256);
 pub const GATES: usize = TILE.1 / 2;
 /// Most inputs that share their scales; finer groups cost time and won no precision back.
 const GROUP: usize = 192;
-/// Largest quantized magnitude.
-const LARGEST: f32 = 127.0;
-/// What stands for zero among quantized activations, which have no sign. (Packed once for all tiles of
-/// outputs, rten-gemm does not take it off itself.)
-const ZERO: u8 = 128;
-/// Numbers of a row whose maximum is found together.
-const LANES: usize = 16;
-/// Added to a number of less than 2^22, it leaves the nearest integer in the lowest bits.
-const ROUND: f32 = 12_582_912.0;
-
 thread_local! {
     /// Choosing the kernel anew for each product would cost a fortieth of a pass.
     static EXECUTOR: GemmExecutor<u8, i8, i32> = GemmExecutor::default();
@@ -198,17 +189,12 @@ impl Int8 {
 impl Weights {
     /// Those columns of `[out, in]`.
     fn new(rows: &[Vec<f32>], inputs: &Range<usize>) -> Self {
-        let mut integers = vec![0; rows.len() * inputs.len()];
-        let mut scales = vec![0.0; rows.len()];
-        let mut zeros = vec![0; rows.len()];
-        Arch::new().dispatch(Round {
-            rows,
-            inputs,
-            may_saturate: EXECUTOR.with(GemmExecutor::may_saturate),
-            integers: &mut integers,
-            scales: &mut scales,
-            zeros: &mut zeros,
-        });
+        let may_saturate = EXECUTOR.with(GemmExecutor::may_saturate);
+        let Quantized {
+            integers,
+            scales,
+            zeros,
+        } = weights(rows, inputs, may_saturate);
         let integers = NdTensor::from_data([rows.len(), inputs.len()], integers);
         Self {
             packed: EXECUTOR.with(|executor| executor.prepack_b(integers.transposed())),
@@ -222,113 +208,11 @@ impl Activations {
     /// The first columns of the first tokens of `x`, whose rows begin every `stride` numbers, times
     /// `factors` `[columns]`.
     fn new(x: &[f32], stride: usize, tokens: usize, factors: &[f32]) -> Self {
-        let mut integers = vec![0; tokens * factors.len()];
-        let mut scales = vec![0.0; tokens];
-        Arch::new().dispatch(Quantize {
-            x,
-            stride,
-            factors,
-            integers: &mut integers,
-            scales: &mut scales,
-        });
+        let (integers, scales) = activations(x, stride, tokens, factors);
         let integers = NdTensorView::from_data([tokens, factors.len()], &*integers);
         Self {
             packed: EXECUTOR.with(|executor| executor.prepack_a(integers)),
             scales,
-        }
-    }
-}
-
-/// Weights to integers.
-struct Round<'a> {
-    /// `[out][in]`.
-    rows: &'a [Vec<f32>],
-    /// Of each row.
-    inputs: &'a Range<usize>,
-    may_saturate: bool,
-    /// `[out, in]`.
-    integers: &'a mut [i8],
-    /// Of each output.
-    scales: &'a mut [f32],
-    /// Of each output.
-    zeros: &'a mut [i32],
-}
-
-impl WithSimd for Round<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let integers = self.integers.chunks_exact_mut(self.inputs.len().max(1));
-        let outputs = self.scales.iter_mut().zip(self.zeros);
-        for ((row, integers), (scale, zero)) in self.rows.iter().zip(integers).zip(outputs) {
-            let row = &row[self.inputs.clone()];
-            *scale = unit(row, self.may_saturate);
-            for (integer, x) in integers.iter_mut().zip(row) {
-                *integer = (x / *scale + ROUND).to_bits() as i8;
-            }
-            let sum: i32 = integers.iter().copied().map(i32::from).sum();
-            *zero = -i32::from(ZERO) * sum;
-        }
-    }
-}
-
-/// What the integer 1 stands for in an output's weights. AVX2's instruction sums the products of two inputs
-/// in 16 bits and would cut off what does not fit: 255, the largest activation, times the integers of two
-/// weights, which rounding lets sum to `LARGEST + 1` at most, does.
-#[inline(always)]
-fn unit(weights: &[f32], may_saturate: bool) -> f32 {
-    let mut largest = [0f32; LANES];
-    let (whole, rest) = weights.as_chunks::<LANES>();
-    for weights in whole {
-        for lane in 0..LANES {
-            largest[lane] = largest[lane].max(weights[lane].abs());
-        }
-    }
-    let all = rest.iter().chain(&largest);
-    let largest = all.fold(0.0, |most: f32, x| most.max(x.abs()));
-    let pairs = weights.as_chunks().0.iter().map(|[a, b]| (a + b).abs());
-    let of_pairs = pairs.filter(|_| may_saturate).fold(0.0, f32::max);
-    (largest.max(of_pairs) / LARGEST).max(f32::MIN_POSITIVE)
-}
-
-/// Activations to integers.
-struct Quantize<'a> {
-    x: &'a [f32],
-    stride: usize,
-    /// Of each input.
-    factors: &'a [f32],
-    /// `[tokens, in]`.
-    integers: &'a mut [u8],
-    /// Of each token.
-    scales: &'a mut [f32],
-}
-
-impl WithSimd for Quantize<'_> {
-    type Output = ();
-
-    // This and all it calls is inlined, so that it is compiled for the caller's registers.
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let width = self.factors.len();
-        let rows = self.integers.chunks_exact_mut(width.max(1));
-        for (row, (integers, scale)) in rows.zip(self.scales.iter_mut()).enumerate() {
-            let x = &self.x[row * self.stride..][..width];
-            let mut largest = [0f32; LANES];
-            let (whole, rest) = x.as_chunks::<LANES>();
-            let (factors, factors_rest) = self.factors.as_chunks::<LANES>();
-            for (x, factor) in whole.iter().zip(factors) {
-                for lane in 0..LANES {
-                    largest[lane] = largest[lane].max((x[lane] * factor[lane]).abs());
-                }
-            }
-            let rest = rest.iter().zip(factors_rest).map(|(x, factor)| x * factor);
-            let largest = rest.chain(largest).fold(0f32, |most, x| most.max(x.abs()));
-            *scale = (largest / LARGEST).max(f32::MIN_POSITIVE);
-            let unit = 1.0 / *scale;
-            for ((integer, x), factor) in integers.iter_mut().zip(x).zip(self.factors) {
-                *integer = (x * factor * unit + (ROUND + f32::from(ZERO))).to_bits() as u8;
-            }
         }
     }
 }
@@ -380,6 +264,7 @@ pub mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::model::quantize::LARGEST;
 
     fn random(shape: (usize, usize)) -> Tensor {
         Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()

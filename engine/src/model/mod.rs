@@ -19,6 +19,7 @@ mod matrix;
 mod packed_attention;
 mod padded_attention;
 mod panels;
+mod quantize;
 pub mod readout;
 pub mod rope;
 pub mod safetensors;
