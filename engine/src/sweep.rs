@@ -6,7 +6,11 @@ use indicatif::ProgressBar;
 use crate::{
     corpus::{Document, TypeNames},
     error::{EngineError, ErrorKind, Result, compute},
-    eval::{auc::auc, queries::Queries, ranking::macro_average},
+    eval::{
+        auc::auc,
+        queries::{self, Queries},
+        ranking::macro_average,
+    },
     model::{
         BaseModel,
         llama::{Continuation, Packed, Wanted},
@@ -53,7 +57,7 @@ pub struct BlockScore {
 /// Scores every block (0-based) of a model with gold spans.
 ///
 /// # Errors
-/// The model's errors; `InvalidSetting` for a form that lacks its place.
+/// The model's errors; `InvalidSetting` for a form that lacks its place or a corpus without named types.
 pub fn sweep(
     model: &BaseModel,
     documents: &[Document],
@@ -72,6 +76,8 @@ pub fn sweep(
     if let Some(problem) = checked.problem() {
         return Err(EngineError::new(ErrorKind::InvalidSetting, problem));
     }
+    let queries = Queries::new(documents, names);
+    queries::check(&queries.names)?;
     let mut mentions: Vec<Vec<Tensor>> = vec![Vec::new(); model.llama.last_block() + 1];
     let (mut texts, mut kinds) = (Vec::new(), Vec::new());
     let progress = ProgressBar::new(documents.len() as u64);
@@ -91,7 +97,6 @@ pub fn sweep(
         progress.inc(batch.len() as u64);
     }
     progress.finish_and_clear();
-    let queries = Queries::new(documents, names);
     let pairs = Pairs::new(&kinds, &queries);
     let forms = queries.names.iter().map(|name| {
         let ids = model

@@ -103,6 +103,8 @@ fn every_block_is_read_where_a_head_reads_it() {
         // Other blocks are other vectors.
         assert!(scores.iter().any(|score| score.auc != scores[0].auc));
     }
+    let unnamed = sweep(&model, &documents(), &TypeNames::new(), Form::default());
+    assert_eq!(unnamed.unwrap_err().kind, ErrorKind::InvalidSetting);
     for (suffix, query) in [(Some(" is a"), TYPE_PLACE), (None, "a kind of")] {
         let error = swept(Form { suffix, query }).unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidSetting);

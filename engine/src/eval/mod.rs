@@ -21,7 +21,7 @@ use crate::{
     backend::{Backend, Input},
     corpus::{Document, TypeNames},
     embedder::Embedder,
-    error::{EngineError, ErrorKind, Result, compute},
+    error::{Result, compute},
     projection::{Side, normalize},
 };
 use bm25::KeywordIndex;
@@ -58,11 +58,12 @@ pub fn evaluate(
 ) -> Result<Report> {
     let spans = protocol.spans;
     let started = std::time::Instant::now();
+    let queries = Queries::new(documents, names);
+    queries::check(&queries.names)?;
     let index = match protocol.cache {
         Some(folder) => cache::index(folder, embedder, documents, spans, protocol.threshold)?,
         None => Index::new(embedder, documents, spans, protocol.threshold)?,
     };
-    let queries = Queries::new(documents, names);
     let values = type_values(embedder, &queries.names)?;
     let mentions = embeddings(embedder, &index.values, Side::Mention)?;
     if let Some(path) = protocol.export {
@@ -121,16 +122,10 @@ pub fn evaluate(
 /// # Errors
 /// The model's errors; `InvalidSetting` for a name that the model cannot read.
 pub fn type_values(embedder: &Embedder, names: &[String]) -> Result<Tensor> {
+    queries::check(names)?;
     let mut windows = Vec::with_capacity(names.len());
     for name in names {
         windows.extend(embedder.prepare(Input::Type { name: name.clone() })?.1);
-    }
-    if windows.is_empty() {
-        return Err(EngineError::new(
-            ErrorKind::InvalidSetting,
-            "no mention of the corpus has a type with a name",
-        )
-        .hint("Name the corpus's types in the file of --types; null means not queried."));
     }
     embedder.represent_types(&windows.iter().collect::<Vec<_>>())
 }

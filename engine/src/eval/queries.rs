@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::ranking::{TypeScore, best_per_text, r_precision};
 use crate::{
     corpus::{Document, TypeNames},
-    error::{Result, compute},
+    error::{EngineError, ErrorKind, Result, compute},
 };
 
 /// The named types that a corpus mentions, in the order of the corpus's own names of them.
@@ -18,6 +18,21 @@ pub struct Queries {
     pub names: Vec<String>,
     /// For each, whether each text mentions it.
     pub gold: Vec<Vec<bool>>,
+}
+
+/// Refuses a corpus that cannot be asked for any type.
+///
+/// # Errors
+/// `InvalidSetting`.
+pub fn check(names: &[String]) -> Result<()> {
+    if names.is_empty() {
+        return Err(EngineError::new(
+            ErrorKind::InvalidSetting,
+            "no mention of the corpus has a type with a name",
+        )
+        .hint("Name the corpus's types in the file of --types; null means not queried."));
+    }
+    Ok(())
 }
 
 impl Queries {
