@@ -64,27 +64,28 @@ pub fn sweep(
     names: &TypeNames,
     form: Form,
 ) -> Result<Vec<BlockScore>> {
-    let suffix = form.suffix.map(|text| Representation::Suffix {
-        block: model.llama.last_block(),
-        text: text.to_owned(),
-        query_form: form.query.to_owned(),
-    });
-    let checked = suffix.clone().unwrap_or(Representation::SpanEnd {
-        block: 0,
-        query_form: form.query.to_owned(),
-    });
-    if let Some(problem) = checked.problem() {
+    let block = model.llama.last_block();
+    let query_form = form.query.to_owned();
+    let representation = match form.suffix.map(str::to_owned) {
+        None => Representation::SpanEnd { block, query_form },
+        Some(text) => Representation::Suffix {
+            block,
+            text,
+            query_form,
+        },
+    };
+    if let Some(problem) = representation.problem() {
         return Err(EngineError::new(ErrorKind::InvalidSetting, problem));
     }
     let queries = Queries::new(documents, names);
     queries::check(&queries.names)?;
-    let mut mentions: Vec<Vec<Tensor>> = vec![Vec::new(); model.llama.last_block() + 1];
+    let mut mentions: Vec<Vec<Tensor>> = vec![Vec::new(); block + 1];
     let (mut texts, mut kinds) = (Vec::new(), Vec::new());
     let progress = ProgressBar::new(documents.len() as u64);
     for (number, batch) in documents.chunks(BATCH_TEXTS).enumerate() {
         let mut sequences = Vec::new();
         for (index, document) in batch.iter().enumerate() {
-            let (sequence, found) = sequence(model, document, suffix.as_ref())?;
+            let (sequence, found) = sequence(model, document, &representation)?;
             texts.resize(texts.len() + found.len(), number * BATCH_TEXTS + index);
             kinds.extend(found);
             sequences.push(sequence);
@@ -137,7 +138,7 @@ struct Sequence {
 fn sequence<'a>(
     model: &BaseModel,
     document: &'a Document,
-    suffix: Option<&Representation>,
+    representation: &Representation,
 ) -> Result<(Sequence, Vec<&'a str>)> {
     let encoded = model.tokenizer.encode(&document.text)?;
     let starts = char_starts(&document.text);
@@ -149,7 +150,7 @@ fn sequence<'a>(
             kinds.push(mention.kind.as_str());
             suffixes.push(mention_suffixes(
                 model,
-                suffix.map_or(&[], std::slice::from_ref),
+                std::slice::from_ref(representation),
                 &document.text[bytes],
             )?);
         }

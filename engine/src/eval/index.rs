@@ -100,7 +100,7 @@ impl Index {
 
 impl Index {
     /// The mentions of a text.
-    pub fn of_text(&self, text: usize) -> Range<usize> {
+    pub(super) fn of_text(&self, text: usize) -> Range<usize> {
         // Mentions are in the order of their texts.
         let from = self.texts.partition_point(|&of| of < text);
         from..self.texts.partition_point(|&of| of <= text)

@@ -92,48 +92,39 @@ fn losses(
     detected: &Index,
     of_all: impl Fn(f64) -> String,
 ) -> Result<Table> {
-    let places = |flags: Vec<bool>, wanted: bool| -> Vec<usize> {
-        let places = flags.into_iter().enumerate();
-        places
-            .filter_map(|(place, flag)| (flag == wanted).then_some(place))
-            .collect()
-    };
-    let found = places(gold.overlapping(detected), true);
-    let on_labelled = places(detected.overlapping(gold), true);
-    let elsewhere = places(detected.overlapping(gold), false);
+    let (found, _) = apart(gold.overlapping(detected));
+    let (on_labelled, elsewhere) = apart(detected.overlapping(gold));
     let all = |index: &Index| (0..index.texts.len()).collect::<Vec<_>>();
-    let nothing = Vec::new();
+    let (all_gold, all_detected, nothing) = (all(gold), all(detected), Vec::new());
+    let types = context.types()?;
+    let vectors = [context.embeddings(gold)?, context.embeddings(detected)?];
     let mut table = Table::new(["indexed", "mentions", "macro R-Precision", "of all"]);
     for (name, of_gold, of_detected) in [
-        ("labelled", &all(gold), &nothing),
+        ("labelled", &all_gold, &nothing),
         ("labelled that the detector finds", &found, &nothing),
         ("detected there", &nothing, &on_labelled),
-        ("labelled, and detected elsewhere", &all(gold), &elsewhere),
-        ("detected", &nothing, &all(detected)),
+        ("labelled, and detected elsewhere", &all_gold, &elsewhere),
+        ("detected", &nothing, &all_detected),
     ] {
-        let parts = [(gold, of_gold), (detected, of_detected)];
-        let score = score(context, &parts)?;
-        let count = (of_gold.len() + of_detected.len()).to_string();
-        table.row([name.to_owned(), count, format!("{score:.3}"), of_all(score)]);
+        let gold = of_gold.iter().map(|&mention| gold.texts[mention]);
+        let detected = of_detected.iter().map(|&mention| detected.texts[mention]);
+        let texts: Vec<usize> = gold.chain(detected).collect();
+        let parts = [rows(&vectors[0], of_gold)?, rows(&vectors[1], of_detected)?];
+        let mentions = Tensor::cat(&parts, 0).map_err(compute)?;
+        let score = macro_average(&context.queries.score(&texts, &mentions, &types)?);
+        table.row([
+            name.to_owned(),
+            texts.len().to_string(),
+            format!("{score:.3}"),
+            of_all(score),
+        ]);
     }
     Ok(table)
 }
 
-/// The head's macro R-Precision over some of the mentions of indexes.
-fn score(context: &Context, parts: &[(&Index, &Vec<usize>)]) -> Result<f64> {
-    let (mut texts, mut mentions) = (Vec::new(), Vec::new());
-    for (index, places) in parts.iter().filter(|(_, places)| !places.is_empty()) {
-        texts.extend(places.iter().map(|&place| index.texts[place]));
-        mentions.push(rows(&context.embeddings(index)?, places)?);
-    }
-    if mentions.is_empty() {
-        return Ok(0.0);
-    }
-    let mentions = Tensor::cat(&mentions, 0).map_err(compute)?;
-    let scores = context
-        .queries
-        .score(&texts, &mentions, &context.types()?)?;
-    Ok(macro_average(&scores))
+/// The places of the flags that are set, and of the others.
+fn apart(flags: Vec<bool>) -> (Vec<usize>, Vec<usize>) {
+    (0..flags.len()).partition(|&place| flags[place])
 }
 
 /// The head's macro R-Precision with a share of the labelled mentions, a draw each.
