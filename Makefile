@@ -2,7 +2,7 @@
 # Downloads, builds and the private server live in one cache folder outside this checkout:
 # NER_RETRIEVER_CACHE, else /var/cache/ner_retriever (root), else ~/.cache/ner_retriever.
 
-.PHONY: help demo test start stop restart psql engine-path engine-cuda eval report minilm train install uninstall build \
+.PHONY: help demo test start stop restart psql engine-path engine-cuda eval report minilm train bench install uninstall build \
 	fmt lint clean distclean
 
 help: ## list the targets
@@ -46,6 +46,9 @@ minilm: ## fetch all-MiniLM-L6-v2 (84 MB), the dense baseline of make report
 
 train: ## train a head; make train ARGS=--help; a head's head.json names the command that made it
 	@scripts/engine.sh train $(ARGS)
+
+bench: ## measure the engine on this CPU beside torch and llama.cpp, an hour; make bench ARGS='--texts FILE'
+	@bench/cpu/run.sh $(ARGS)
 
 build: ## build extension and engine for the server of PG_CONFIG
 	@scripts/install.sh build

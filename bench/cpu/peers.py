@@ -1,133 +1,200 @@
 #!/usr/bin/env python3
 """Measures the engine's forward pass on a CPU beside transformers + torch and llama.cpp, on the same weights,
-texts and number of blocks, and the matrix products that these libraries reach alone. Prints one table.
+texts and number of blocks, and the matrix products that the libraries reach alone: with texts of 16 to 64
+tokens and of 512, on all threads and on one. In each round all take their turn, so that a machine that is
+busy for a while is so for all; figures are medians of the rounds. Prints tables in Markdown.
 
     python peers.py --engine ner-retriever-engine --model SmolLM2.gguf --head heads/smollm2-135m --texts FILE
 
-Needs torch, transformers, gguf, accelerate; with --llama, llama.cpp is measured as well
-(CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python). Texts of other lengths: run it once more.
+Needs requirements.txt; run.sh runs it with everything that it needs.
 """
 
 import argparse
 import json
 import os
 import subprocess
-import time
+import tempfile
+from statistics import median
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-BATCH_TOKENS = 2048
-# Most sequences of a batch that llama.cpp takes.
-SEQUENCES = 256
+from llama import LlamaCpp
+from rates import BATCH_TOKENS, batches, repeated
+
+SHORT = (16, 64)
+LONG = 512
+# Of the texts that are measured: two batches.
+TOKENS = 2 * BATCH_TOKENS
+ENGINE, TORCH, LLAMA = "ours", "transformers + torch", "llama.cpp"
 
 
-def engine(arguments, dtype):
-    command = [
-        arguments.engine, "bench", "--model", arguments.model, "--head", arguments.head, "--texts", arguments.texts,
-        "--seconds", str(arguments.seconds), "--threads", str(arguments.threads), "--dtype", dtype,
-    ]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        # A CPU without the instructions.
-        print(f"engine, {dtype}: {result.stderr.strip()}")
-        return None
-    return json.loads(result.stdout)
+def short_and_long(lines, tokens_of):
+    """The texts of 16 to 64 tokens among the lines, and texts of 512 or a few less made of all lines together."""
+    short, long, words = [], [], []
+    room = TOKENS
+    for line in lines:
+        count = len(tokens_of(line))
+        if SHORT[0] <= count <= SHORT[1] and count <= room:
+            short.append(line)
+            room -= count
+    words = " ".join(lines).split()
+    while len(words) > LONG and len(long) < TOKENS // LONG:
+        # A word has one token at least.
+        fits, too_many = 1, LONG
+        while too_many - fits > 1:
+            middle = (fits + too_many) // 2
+            if len(tokens_of(" ".join(words[:middle]))) <= LONG:
+                fits = middle
+            else:
+                too_many = middle
+        long.append(" ".join(words[:fits]))
+        words = words[fits:]
+    return {"short": short, "long": long}
 
 
-def batches(sequences):
-    """Sequences of like length together, so that little is padding."""
-    batch, widest = [], 0
-    for ids in sorted(sequences, key=len):
-        if batch and (len(batch) + 1) * max(widest, len(ids)) > BATCH_TOKENS:
-            yield batch
-            batch, widest = [], 0
-        batch.append(ids)
-        widest = max(widest, len(ids))
-    yield batch
+class Engine:
+    def __init__(self, arguments, dtype):
+        self.command = [
+            arguments.engine, "bench", "--model", arguments.model, "--head", arguments.head,
+            "--seconds", str(arguments.seconds), "--device", "cpu", "--dtype", dtype,
+        ]
+
+    def figures(self, texts, threads):
+        """Of `engine bench`; None on a CPU without the instructions."""
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+            file.write("\n".join(texts))
+            file.flush()
+            command = [*self.command, "--texts", file.name, "--threads", str(threads)]
+            result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            print(f"left out: {result.stderr.strip()}\n")
+            return None
+        return json.loads(result.stdout)
 
 
-def repeated(seconds, once):
-    """How much of what `once` counts is done in a second."""
-    once()
-    done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        done += once()
-    return done / (time.perf_counter() - started)
+class Torch:
+    """The model up to the last block that the engine runs, over padded batches of sequences of like length."""
+
+    def __init__(self, arguments, blocks, dtype):
+        folder, file = os.path.split(arguments.model)
+        self.model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, torch_dtype=dtype).model
+        self.model.layers = self.model.layers[:blocks]
+        self.seconds = arguments.seconds
+
+    def rate(self, sequences, threads):
+        torch.set_num_threads(threads)
+        padded = []
+        for batch in batches(sequences):
+            width = max(map(len, batch))
+            ids = torch.tensor([ids + [0] * (width - len(ids)) for ids in batch])
+            mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in batch])
+            padded.append((ids, mask, sum(map(len, batch))))
+
+        def once(part):
+            ids, mask, tokens = part
+            with torch.inference_mode():
+                self.model(input_ids=ids, attention_mask=mask, use_cache=False)
+            return tokens
+
+        return repeated(self.seconds, padded, once)
 
 
-def torch_rate(arguments, sequences, blocks, dtype):
-    folder, file = os.path.split(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, torch_dtype=dtype).model
-    model.layers = model.layers[:blocks]
-    padded = []
-    for batch in batches(sequences):
-        width = max(map(len, batch))
-        ids = torch.tensor([ids + [0] * (width - len(ids)) for ids in batch])
-        mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in batch])
-        padded.append((ids, mask, sum(map(len, batch))))
-
-    def once():
-        with torch.inference_mode():
-            for ids, mask, _ in padded:
-                model(input_ids=ids, attention_mask=mask, use_cache=False)
-        return sum(tokens for _, _, tokens in padded)
-
-    return repeated(arguments.seconds, once)
-
-
-def llama_rate(arguments, path, sequences, blocks):
-    """llama.cpp's tokens/s for prompts, many sequences a batch, as if it ran so many of its blocks."""
-    import llama_cpp
-
-    weights = llama_cpp.llama_model_default_params()
-    weights.use_extra_bufts = not arguments.no_repack
-    model = llama_cpp.llama_model_load_from_file(path.encode(), weights)
-    options = llama_cpp.llama_context_default_params()
-    options.n_ctx, options.n_batch, options.n_ubatch = 4 * BATCH_TOKENS, BATCH_TOKENS, BATCH_TOKENS
-    options.n_threads = options.n_threads_batch = arguments.threads
-    options.n_seq_max, options.kv_unified = SEQUENCES, True
-    context = llama_cpp.llama_init_from_model(model, options)
-    all_blocks = llama_cpp.llama_model_n_layer(model)
-    batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
-
-    def flush():
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-        if llama_cpp.llama_decode(context, batch):
-            raise SystemExit("llama_decode failed")
-        batch.n_tokens = 0
-
-    def once():
-        batch.n_tokens = sequence = 0
-        for ids in sequences:
-            if batch.n_tokens + len(ids) > BATCH_TOKENS or sequence == SEQUENCES:
-                flush()
-                sequence = 0
-            for position, token in enumerate(ids):
-                at = batch.n_tokens
-                batch.token[at], batch.pos[at] = token, position
-                batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
-                batch.logits[at] = position + 1 == len(ids)
-                batch.n_tokens += 1
-            sequence += 1
-        flush()
-        return sum(map(len, sequences))
-
-    return repeated(arguments.seconds, once) * all_blocks / blocks
-
-
-def product_rate(config, seconds, dtype):
-    """Operations/s of a block's widest product, that of gate and up, in torch."""
+def product_rate(config, seconds, dtype, threads):
+    """10^9 operations/s of a block's widest product, that of gate and up, in torch."""
+    torch.set_num_threads(threads)
     inputs, outputs = config.hidden_size, 2 * config.intermediate_size
     x, weight = torch.randn(BATCH_TOKENS, inputs).to(dtype), torch.randn(inputs, outputs).to(dtype)
-    return repeated(seconds, lambda: (torch.mm(x, weight), 2 * BATCH_TOKENS * inputs * outputs)[1])
+
+    def once(_):
+        torch.mm(x, weight)
+        return 2 * BATCH_TOKENS * inputs * outputs / 1e9
+
+    return repeated(seconds, [None], once)
 
 
 def operations(config, blocks):
-    """Of a token's matrix products."""
+    """Of a token's matrix products, 10^9."""
     q = config.num_attention_heads * config.head_dim
     kv = config.num_key_value_heads * config.head_dim
-    return 2 * blocks * config.hidden_size * (2 * q + 2 * kv + 3 * config.intermediate_size)
+    return 2 * blocks * config.hidden_size * (2 * q + 2 * kv + 3 * config.intermediate_size) / 1e9
+
+
+def note(values, name, value):
+    values.setdefault(name, []).append(value)
+
+
+def situation(texts, sequences, threads, contenders, config, arguments):
+    """All rounds with these texts and threads: tokens/s of each contender, Gop/s of products, `engine bench`'s
+    figures by its dtype."""
+    rates, products, figures = {}, {}, {}
+    engines, torches, llamas = contenders
+    for _ in range(arguments.rounds):
+        for dtype, engine in engines.items():
+            one = engine.figures(texts, threads)
+            if not one:
+                continue
+            name = f"{ENGINE}, {dtype}"
+            note(figures, dtype, one)
+            note(rates, name, one["pass"]["tokens_per_s"])
+            note(products, name, one["pass"]["tokens_per_s"] * operations(config, one["pass"]["blocks"]))
+            if one["ceiling_gops"]:
+                note(products, f"{dtype}, its library's product alone", one["ceiling_gops"])
+        for dtype, model in torches.items():
+            note(rates, f"{TORCH}, {dtype}", model.rate(sequences, threads))
+            alone = product_rate(config, arguments.seconds / 4, getattr(torch, dtype), threads)
+            note(products, f"{dtype}, torch's product alone", alone)
+        for name, model in llamas.items():
+            note(rates, f"{LLAMA}, {name}", model.rate(sequences, threads))
+    return rates, products, figures
+
+
+def table(title, columns, precision):
+    """Medians; a row for each name in any column."""
+    print(f"| {title} | " + " | ".join(columns) + " |")
+    print("| --- |" + " --- |" * len(columns))
+    for name in dict.fromkeys(name for column in columns.values() for name in column):
+        cells = [f"{median(column[name]):,.{precision}f}" if name in column else "" for column in columns.values()]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    print()
+
+
+def ratios(ours, theirs):
+    """By round; the best of theirs in each."""
+    return [one / max(others) for one, others in zip(ours, zip(*theirs))] if theirs else None
+
+
+def compared(rates, products):
+    """Our fastest dtype against each kind of peer, and our products against their library's alone."""
+    fastest = max((name for name in rates if name.startswith(ENGINE)), key=lambda name: median(rates[name]))
+    peers = {
+        "llama.cpp in its best format": [rate for name, rate in rates.items() if name.startswith(LLAMA)],
+        "torch, float32": [rates[f"{TORCH}, float32"]],
+        "torch, bfloat16": [rates[f"{TORCH}, bfloat16"]],
+    }
+    rows = {f"{fastest}, against {name}": ratios(rates[fastest], theirs) for name, theirs in peers.items()}
+    for dtype in ("int8", "f32"):
+        alone = products.get(f"{dtype}, its library's product alone")
+        if alone:
+            rows[f"{ENGINE}, {dtype}, against its library's product alone"] = ratios(products[f"{ENGINE}, {dtype}"], [alone])
+    return {name: values for name, values in rows.items() if values}
+
+
+def latencies(by_dtype):
+    print("| engine, texts of 16 to 64 tokens, all threads | " + " | ".join(by_dtype) + " |")
+    print("| --- |" + " --- |" * len(by_dtype))
+    rows = {
+        "texts/s in bulk": lambda one: one["bulk"]["texts_per_s"],
+        "one type, p50, ms": lambda one: one["type"]["p50_ms"],
+        "one type, p99, ms": lambda one: one["type"]["p99_ms"],
+        "one text, p50, ms": lambda one: one["text"]["p50_ms"],
+        "one text, p99, ms": lambda one: one["text"]["p99_ms"],
+        "load, s": lambda one: one["load_s"],
+        "resident, MB": lambda one: one["resident_bytes"] / 1e6,
+    }
+    for name, value in rows.items():
+        print(f"| {name} | " + " | ".join(f"{median(map(value, all)):.1f}" for all in by_dtype.values()) + " |")
+    print()
 
 
 def main():
@@ -139,43 +206,45 @@ def main():
         "--no-repack", action="store_true",
         help="llama.cpp without the layouts that it makes at load; those for AMX crash on some virtual machines",
     )
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--threads", type=int, nargs="*", default=[len(os.sched_getaffinity(0)), 1])
+    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     folder, file = os.path.split(arguments.model)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    with open(arguments.texts) as lines:
-        texts = [line.strip() for line in lines if line.strip()]
-    # The engine's sequences begin with the model's first token.
-    sequences = [[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]] for text in texts]
-    lengths = sorted(map(len, sequences))
-    rates, ceilings = {}, {}
-    for dtype in ("bf16", "int8", "f32"):
-        if figures := engine(arguments, dtype):
-            rates[f"engine, {dtype}"] = figures["pass"]["tokens_per_s"]
-            ceilings[dtype] = figures["ceiling_gops"]
-            blocks = figures["pass"]["blocks"]
-    rates["transformers + torch, f32"] = torch_rate(arguments, sequences, blocks, torch.float32)
-    rates["transformers + torch, bf16"] = torch_rate(arguments, sequences, blocks, torch.bfloat16)
-    for path in arguments.llama:
-        rates[f"llama.cpp, {os.path.basename(path)}"] = llama_rate(arguments, path, sequences, blocks)
-    print(
-        f"{len(texts)} texts of {lengths[0]} to {lengths[-1]} tokens (median {lengths[len(lengths) // 2]}), "
-        f"{blocks} blocks, {arguments.threads} threads, batches of {BATCH_TOKENS} tokens"
-    )
-    # The engine's best is the first.
-    best = next(iter(rates.values()))
-    for name, rate in rates.items():
-        print(f"{name:40} {rate:8.0f} tokens/s   {rate / best:5.2f}   {rate / rates['engine, f32']:5.2f}")
-    print("(rates relative to the engine's best and to its f32)")
     config = AutoConfig.from_pretrained(folder, gguf_file=file)
-    for name, dtype in (("bf16", torch.bfloat16), ("f32", torch.float32)):
-        print(f"torch's product alone, {name}: {product_rate(config, arguments.seconds / 4, dtype) / 1e9:.0f} Gop/s")
-    for dtype, ceiling in ceilings.items():
-        ours = rates[f"engine, {dtype}"] * operations(config, blocks) / 1e9
-        alone = f"; its library's product alone: {ceiling:.0f} ({ours / ceiling:.2f})" if ceiling else ""
-        print(f"engine's products, {dtype}: {ours:.0f} Gop/s{alone}")
+
+    def tokens_of(text):
+        # The engine's sequences begin with the model's first token.
+        return [tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]
+
+    with open(arguments.texts) as lines:
+        by_length = short_and_long([line.strip() for line in lines if line.strip()], tokens_of)
+    engines = {dtype: Engine(arguments, dtype) for dtype in ("bf16", "int8", "f32")}
+    probes = {dtype: engine.figures(by_length["short"][:1], 1) for dtype, engine in engines.items()}
+    engines = {dtype: engine for dtype, engine in engines.items() if probes[dtype]}
+    blocks = next(one["pass"]["blocks"] for one in probes.values() if one)
+    torches = {dtype: Torch(arguments, blocks, getattr(torch, dtype)) for dtype in ("float32", "bfloat16")}
+    llamas = {
+        os.path.basename(path): LlamaCpp(path, blocks, arguments.seconds, not arguments.no_repack)
+        for path in arguments.llama
+    }
+    rates, products, ratio_columns = {}, {}, {}
+    for threads in arguments.threads:
+        for name, texts in by_length.items():
+            sequences = [tokens_of(text) for text in texts]
+            lengths = sorted(map(len, sequences))
+            column = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+            print(f"{column}: {len(texts)} texts of {lengths[0]} to {lengths[-1]} tokens, median {median(lengths):g}\n", flush=True)
+            contenders = (engines, torches, llamas)
+            rates[column], products[column], figures = situation(texts, sequences, threads, contenders, config, arguments)
+            ratio_columns[column] = compared(rates[column], products[column])
+            if name == "short" and threads == arguments.threads[0]:
+                latencies(figures)
+    print(f"{blocks} blocks, batches of {BATCH_TOKENS} tokens, medians of {arguments.rounds} rounds\n")
+    table("tokens/s", rates, 0)
+    table("products, Gop/s", products, 0)
+    table("times as fast", ratio_columns, 2)
 
 
 if __name__ == "__main__":

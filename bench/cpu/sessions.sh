@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Measures the engine through SQL, in the database that PGHOST, PGPORT, PGUSER and PGDATABASE name:
-#   1. from a stopped engine to the first vector,
+#   1. from a stopped engine to the first vector, STARTS times,
 #   2. calls of one session: a new type, a type asked for before, a text, and a text without words, which
 #      goes all the way to the engine but not through the model: what SQL and the socket add to a call,
-#   3. texts/s of 1, 4, 16 and 64 sessions with a text a call, beside one bulk call over the same texts.
+#   3. texts/s of 1, 4, 16 and 64 sessions with a text a call, beside bulk calls over the same texts.
 # usage: sessions.sh TEXTS       (a text a line)
 #   scripts/server.sh exec --instance bench -- bench/cpu/sessions.sh FILE
 # It works in a schema of its own, bench, which it drops before and after. Nothing else should run.
 set -euo pipefail
 
 SECONDS_EACH=${SECONDS_EACH:-20}
+STARTS=${STARTS:-3}
 texts=$(realpath "${1:?usage: sessions.sh TEXTS}")
 folder=$(mktemp -d)
 trap 'rm -rf -- "$folder"' EXIT
@@ -40,24 +41,40 @@ cat >"$folder/text.sql" <<SQL
 SELECT count(*) FROM bench.text, ner_entity_embeddings(body) WHERE id = :id;
 SQL
 
-pid=$(sql -c 'SELECT pid FROM ner_engine_status()')
-if [ -n "$pid" ]; then
+timed() {
+  sql -c "DO \$\$ BEGIN PERFORM $1;
+    RAISE NOTICE '%', round(1000 * extract(epoch FROM clock_timestamp() - statement_timestamp())); END \$\$" 2>&1 |
+    sed 's/^NOTICE: *//'
+}
+
+stop_engine() {
+  local pid
+  pid=$(sql -c 'SELECT pid FROM ner_engine_status()')
+  [ -n "$pid" ] || return 0
   kill "$pid"
   for _ in $(seq 100); do
-    [ "$(sql -c 'SELECT state FROM ner_engine_status()')" != stopped ] || break
+    [ "$(sql -c 'SELECT state FROM ner_engine_status()')" != stopped ] || return 0
     sleep 0.1
   done
-fi
-sql -c "DO \$\$ BEGIN PERFORM ner_type_embedding('dinosaur');
-  RAISE NOTICE 'first vector after % ms', round(1000 * extract(epoch FROM clock_timestamp() - statement_timestamp())); END \$\$" 2>&1 |
-  sed 's/^NOTICE: *//'
-for name in 'new type' 'same type' 'no words' text; do calls "$name" 1; done
-for clients in 4 16 64; do calls text "$clients"; done
-for _ in 1 2; do
-  sql -c "DO \$\$ BEGIN
-    PERFORM count(*) FROM ner_entity_embeddings((SELECT array_agg(body) FROM bench.text));
-    RAISE NOTICE 'bulk call: % texts/s', round($count / extract(epoch FROM clock_timestamp() - statement_timestamp()), 1); END \$\$" 2>&1 |
-    sed 's/^NOTICE: *//'
+  echo 'the engine does not stop' >&2
+  return 1
+}
+
+bulk() {
+  timed "count(*) FROM ner_entity_embeddings((SELECT array_agg(body) FROM bench.text))" |
+    awk -v count="$count" '{ printf "bulk call: %.1f texts/s\n", 1000 * count / $1 }'
+}
+
+for _ in $(seq "$STARTS"); do
+  stop_engine
+  # So long the supervisor waits after a few ends in quick succession.
+  sleep 2
+  echo "first vector after $(timed "ner_type_embedding('dinosaur')") ms"
 done
+for name in 'new type' 'same type' 'no words' text; do calls "$name" 1; done
+for clients in 4 16; do calls text "$clients"; done
+bulk
+calls text 64
+bulk
 memory="SELECT format('%s requests in %s batches; resident memory of the engine %s MB', requests, batches, resident_bytes / 1000000) FROM ner_engine_status()"
 sql -c "$memory" -c 'SELECT pg_sleep(2)' -c "$memory" -c 'SET client_min_messages = warning; DROP SCHEMA bench CASCADE'
