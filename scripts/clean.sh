@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Stops and removes all instances and the build output; downloads stay.
 # usage: clean.sh [all]
-#   all  removes the downloads, the private PostgreSQL, the models and the features of training as well
+#   all  removes the downloads, the private PostgreSQL, the models, the features of training and the peers of
+#        make bench as well
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -15,9 +16,9 @@ say "removing the build output in $CARGO_TARGET_DIR"
 rm -rf "$CARGO_TARGET_DIR" "$INSTANCES" "$CACHE/scratch"
 
 if [ "${1:-}" = all ]; then
-  say "removing downloads, private PostgreSQL, compilers, models and features in $CACHE"
+  say "removing downloads, private PostgreSQL, compilers, models, features and peers in $CACHE"
   # By name, not the whole folder: NER_RETRIEVER_CACHE may hold something else too.
   rm -rf "$DOWNLOADS" "$POSTGRES_HOME" "$CACHE/models" "$MINILM_FOLDER" "$CUDA_FOLDER" "$CACHE/features" \
-    "$CACHE/locks"
+    "$BENCH_FOLDER" "$CACHE/locks"
   if [ -d "$CACHE" ]; then rmdir --ignore-fail-on-non-empty "$CACHE"; fi
 fi

@@ -72,6 +72,8 @@ MODEL_FILE=$CACHE/models/$MODEL_NAME
 HEAD_FOLDER=$REPO/heads/$HEAD_NAME
 MINILM_FOLDER=$CACHE/minilm
 INSTANCES=$CACHE/instances
+# Peers and model files of make bench.
+BENCH_FOLDER=$CACHE/bench-cpu
 CUDA_FOLDER=$CACHE/cuda-$CUDA_VERSION
 CUDA_TOOLKIT=$CUDA_FOLDER/nvidia/cu13
 export CARGO_TARGET_DIR=$CACHE/target

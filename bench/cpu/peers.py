@@ -220,6 +220,8 @@ def main():
 
     with open(arguments.texts) as lines:
         by_length = short_and_long([line.strip() for line in lines if line.strip()], tokens_of)
+    if not all(by_length.values()):
+        raise SystemExit(f"{arguments.texts} has no text of {SHORT[0]} to {SHORT[1]} tokens, or fewer than {LONG} words in all")
     engines = {dtype: Engine(arguments, dtype) for dtype in ("bf16", "int8", "f32")}
     probes = {dtype: engine.figures(by_length["short"][:1], 1) for dtype, engine in engines.items()}
     engines = {dtype: engine for dtype, engine in engines.items() if probes[dtype]}

@@ -10,7 +10,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/common.sh"
 
 here=$REPO/bench/cpu
-work=$CACHE/bench-cpu
+work=$BENCH_FOLDER
 texts=$work/texts.txt
 peers=$work/peers
 
