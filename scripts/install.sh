@@ -101,8 +101,8 @@ plan() {
   for file in "$(sql_folder)"/ner_retriever--*.sql; do
     printf '644\t%s\t%s\n' "$file" "$SHARE/extension"
   done
-  for file in "$HEAD_FOLDER"/*; do
-    printf '644\t%s\t%s\n' "$file" "$SHARE/ner_retriever/heads/$HEAD_NAME"
+  for file in "$REPO"/heads/*/*; do
+    printf '644\t%s\t%s\n' "$file" "$SHARE/ner_retriever/heads/$(basename "$(dirname "$file")")"
   done
   if [ "${MODEL:-}" != none ] && [ -f "$MODEL_FILE" ]; then
     printf '644\t%s\t%s\n' "$MODEL_FILE" "$SHARE/ner_retriever/models"
