@@ -117,7 +117,13 @@ fn uninstall_removes_all_that_install_put_there() {
     prefix.file("ner_retriever.so");
     prefix.file("ner-retriever-engine");
     prefix.file("ner_retriever.control");
-    prefix.file("head.json");
+    for head in ["smollm2-135m", "qwen2.5-coder-1.5b"] {
+        let path = Path::new("heads").join(head).join("head.json");
+        assert!(
+            prefix.files().iter().any(|file| file.ends_with(&path)),
+            "{head}"
+        );
+    }
 
     let again = prefix.run("copy");
     assert!(again.printed.contains("up to date"), "{}", again.printed);
