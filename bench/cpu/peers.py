@@ -57,15 +57,15 @@ class Engine:
     def __init__(self, arguments, dtype):
         self.command = [
             arguments.engine, "bench", "--model", arguments.model, "--head", arguments.head,
-            "--seconds", str(arguments.seconds), "--device", "cpu", "--dtype", dtype,
+            "--device", "cpu", "--dtype", dtype,
         ]
 
-    def figures(self, texts, threads):
+    def figures(self, texts, threads, seconds):
         """Of `engine bench`; None on a CPU without the instructions."""
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
             file.write("\n".join(texts))
             file.flush()
-            command = [*self.command, "--texts", file.name, "--threads", str(threads)]
+            command = [*self.command, "--texts", file.name, "--threads", str(threads), "--seconds", str(seconds)]
             result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             print(f"left out: {result.stderr.strip()}\n")
@@ -131,7 +131,7 @@ def situation(texts, sequences, threads, contenders, config, arguments):
     engines, torches, llamas = contenders
     for _ in range(arguments.rounds):
         for dtype, engine in engines.items():
-            one = engine.figures(texts, threads)
+            one = engine.figures(texts, threads, arguments.seconds)
             if not one:
                 continue
             name = f"{ENGINE}, {dtype}"
@@ -223,7 +223,7 @@ def main():
     if not all(by_length.values()):
         raise SystemExit(f"{arguments.texts} has no text of {SHORT[0]} to {SHORT[1]} tokens, or fewer than {LONG} words in all")
     engines = {dtype: Engine(arguments, dtype) for dtype in ("bf16", "int8", "f32")}
-    probes = {dtype: engine.figures(by_length["short"][:1], 1) for dtype, engine in engines.items()}
+    probes = {dtype: engine.figures(by_length["short"][:1], 1, 0) for dtype, engine in engines.items()}
     engines = {dtype: engine for dtype, engine in engines.items() if probes[dtype]}
     blocks = next(one["pass"]["blocks"] for one in probes.values() if one)
     torches = {dtype: Torch(arguments, blocks, getattr(torch, dtype)) for dtype in ("float32", "bfloat16")}

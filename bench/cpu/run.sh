@@ -32,6 +32,7 @@ if [ -z "${PEERS_PYTHON:-}" ]; then
   fi
 fi
 "$REPO/scripts/install.sh" install >&2
+trap '"$REPO/scripts/server.sh" stop --instance bench >&2' EXIT
 "$REPO/scripts/server.sh" start --instance bench >&2
 "$PEERS_PYTHON" "$here/llama.py" "$MODEL_FILE" "$work" >"$work/formats" 2>"$work/llama.log"
 mapfile -t formats <"$work/formats"
@@ -43,4 +44,3 @@ printf '%s, %s\n\n' "$(lscpu | sed -n 's/^Model name: *//p')" "$(git -C "$REPO" 
   exit 1
 }
 "$REPO/scripts/server.sh" exec --instance bench -- "$here/sessions.sh" "$texts"
-"$REPO/scripts/server.sh" stop --instance bench >&2
