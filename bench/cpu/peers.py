@@ -60,16 +60,17 @@ class Engine:
             "--device", "cpu", "--dtype", dtype,
         ]
 
-    def figures(self, texts, threads, seconds):
-        """Of `engine bench`; None on a CPU without the instructions."""
+    def figures(self, texts, threads, seconds, pass_only=True):
+        """Of `engine bench`, which fails on a CPU without the instructions."""
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
             file.write("\n".join(texts))
             file.flush()
             command = [*self.command, "--texts", file.name, "--threads", str(threads), "--seconds", str(seconds)]
+            if pass_only:
+                command.append("--pass-only")
             result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
-            print(f"left out: {result.stderr.strip()}\n")
-            return None
+            raise subprocess.SubprocessError(result.stderr.strip())
         return json.loads(result.stdout)
 
 
@@ -125,17 +126,13 @@ def note(values, name, value):
 
 
 def situation(texts, sequences, threads, contenders, config, arguments):
-    """All rounds with these texts and threads: tokens/s of each contender, Gop/s of products, `engine bench`'s
-    figures by its dtype."""
-    rates, products, figures = {}, {}, {}
+    """All rounds with these texts and threads: tokens/s of each contender, Gop/s of products."""
+    rates, products = {}, {}
     engines, torches, llamas = contenders
     for _ in range(arguments.rounds):
         for dtype, engine in engines.items():
             one = engine.figures(texts, threads, arguments.seconds)
-            if not one:
-                continue
             name = f"{ENGINE}, {dtype}"
-            note(figures, dtype, one)
             note(rates, name, one["pass"]["tokens_per_s"])
             note(products, name, one["pass"]["tokens_per_s"] * operations(config, one["pass"]["blocks"]))
             if one["ceiling_gops"]:
@@ -146,7 +143,7 @@ def situation(texts, sequences, threads, contenders, config, arguments):
             note(products, f"{dtype}, torch's product alone", alone)
         for name, model in llamas.items():
             note(rates, f"{LLAMA}, {name}", model.rate(sequences, threads))
-    return rates, products, figures
+    return rates, products
 
 
 def table(title, columns, precision):
@@ -180,8 +177,12 @@ def compared(rates, products):
     return {name: values for name, values in rows.items() if values}
 
 
-def latencies(by_dtype):
-    print("| engine, texts of 16 to 64 tokens, all threads | " + " | ".join(by_dtype) + " |")
+def latencies(engines, texts, threads, arguments):
+    by_dtype = {dtype: [] for dtype in engines}
+    for _ in range(arguments.rounds):
+        for dtype, engine in engines.items():
+            by_dtype[dtype].append(engine.figures(texts, threads, arguments.seconds, pass_only=False))
+    print(f"| engine, texts of 16 to 64 tokens, {threads} threads | " + " | ".join(by_dtype) + " |")
     print("| --- |" + " --- |" * len(by_dtype))
     rows = {
         "texts/s in bulk": lambda one: one["bulk"]["texts_per_s"],
@@ -222,15 +223,21 @@ def main():
         by_length = short_and_long([line.strip() for line in lines if line.strip()], tokens_of)
     if not all(by_length.values()):
         raise SystemExit(f"{arguments.texts} has no text of {SHORT[0]} to {SHORT[1]} tokens, or fewer than {LONG} words in all")
-    engines = {dtype: Engine(arguments, dtype) for dtype in ("bf16", "int8", "f32")}
-    probes = {dtype: engine.figures(by_length["short"][:1], 1, 0) for dtype, engine in engines.items()}
-    engines = {dtype: engine for dtype, engine in engines.items() if probes[dtype]}
-    blocks = next(one["pass"]["blocks"] for one in probes.values() if one)
+    engines = {}
+    for dtype in ("bf16", "int8", "f32"):
+        engine = Engine(arguments, dtype)
+        try:
+            blocks = engine.figures(by_length["short"][:1], 1, 0)["pass"]["blocks"]
+        except subprocess.SubprocessError as error:
+            print(f"left out: {error}\n")
+        else:
+            engines[dtype] = engine
     torches = {dtype: Torch(arguments, blocks, getattr(torch, dtype)) for dtype in ("float32", "bfloat16")}
     llamas = {
         os.path.basename(path): LlamaCpp(path, blocks, arguments.seconds, not arguments.no_repack)
         for path in arguments.llama
     }
+    latencies(engines, by_length["short"], arguments.threads[0], arguments)
     rates, products, ratio_columns = {}, {}, {}
     for threads in arguments.threads:
         for name, texts in by_length.items():
@@ -239,10 +246,8 @@ def main():
             column = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
             print(f"{column}: {len(texts)} texts of {lengths[0]} to {lengths[-1]} tokens, median {median(lengths):g}\n", flush=True)
             contenders = (engines, torches, llamas)
-            rates[column], products[column], figures = situation(texts, sequences, threads, contenders, config, arguments)
+            rates[column], products[column] = situation(texts, sequences, threads, contenders, config, arguments)
             ratio_columns[column] = compared(rates[column], products[column])
-            if name == "short" and threads == arguments.threads[0]:
-                latencies(figures)
     print(f"{blocks} blocks, batches of {BATCH_TOKENS} tokens, medians of {arguments.rounds} rounds\n")
     table("tokens/s", rates, 0)
     table("products, Gop/s", products, 0)

@@ -60,6 +60,9 @@ pub struct BenchOptions {
     /// Embed the first and the last word of each text instead of detecting mentions
     #[arg(long)]
     given_spans: bool,
+    /// Measure the forward pass alone, not the way from texts to mentions
+    #[arg(long)]
+    pass_only: bool,
     /// Measure nothing, but write what the model gives for the texts (with --given-spans): their token
     /// ids, the rows of the mentions' last tokens, their V vectors and their embeddings
     #[arg(long, requires = "given_spans")]
@@ -75,14 +78,21 @@ pub struct Figures {
     /// From the start of loading to the model's readiness, the rehearsal of a GPU's batch included, s.
     load_s: f64,
     pass: Pass,
+    #[serde(flatten)]
+    answers: Option<Answers>,
+    resident_bytes: u64,
+    /// 10^9 operations/s of a large product alone on a CPU; none where its library is the engine itself.
+    ceiling_gops: Option<f64>,
+}
+
+/// From texts and types to embeddings.
+#[derive(Serialize)]
+struct Answers {
     bulk: Bulk,
     /// One type's embedding, ms.
     r#type: Percentiles,
     /// One text's mentions, ms.
     text: Percentiles,
-    resident_bytes: u64,
-    /// 10^9 operations/s of a large product alone on a CPU; none where its library is the engine itself.
-    ceiling_gops: Option<f64>,
 }
 
 /// Throughput; tokens are those of the texts, the first token of each included.
@@ -136,18 +146,16 @@ pub fn run(options: &BenchOptions) -> Result<Option<Figures>> {
         return Ok(None);
     }
     // What the first pass allocates and compiles is not measured.
-    bulk(&embedder, &inputs, batch_tokens, 0.0)?;
+    pass(&embedder, &inputs, batch_tokens, 0.0)?;
     let mut figures = Figures {
         device: embedder.info().device.clone(),
         dtype: numbers.to_string(),
         batch_tokens,
         load_s,
         pass: pass(&embedder, &inputs, batch_tokens, options.seconds)?,
-        bulk: bulk(&embedder, &inputs, batch_tokens, options.seconds)?,
-        r#type: latency(options.seconds, |call| answer(&embedder, type_name(call)))?,
-        text: latency(options.seconds, |call| {
-            answer(&embedder, inputs[call % inputs.len()].clone())
-        })?,
+        answers: (!options.pass_only)
+            .then(|| answers(&embedder, &inputs, batch_tokens, options.seconds))
+            .transpose()?,
         resident_bytes: resident_bytes(),
         ceiling_gops: None,
     };
@@ -197,6 +205,22 @@ fn first_and_last_word(text: &str) -> Vec<Span> {
         .collect();
     ends.dedup();
     ends
+}
+
+fn answers(
+    embedder: &Embedder,
+    inputs: &[Input],
+    batch_tokens: usize,
+    seconds: f64,
+) -> Result<Answers> {
+    bulk(embedder, inputs, batch_tokens, 0.0)?;
+    Ok(Answers {
+        bulk: bulk(embedder, inputs, batch_tokens, seconds)?,
+        r#type: latency(seconds, |call| answer(embedder, type_name(call)))?,
+        text: latency(seconds, |call| {
+            answer(embedder, inputs[call % inputs.len()].clone())
+        })?,
+    })
 }
 
 fn type_name(call: usize) -> Input {

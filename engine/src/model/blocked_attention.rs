@@ -1,9 +1,11 @@
 //! Attention of many queries that see many keys, as two matrix products for each head of the keys.
 
+use candle_core::Result;
 use gemm::Parallelism;
 
 use super::{
     cpu_attention::{Task, exponentials},
+    int8_keys::CHUNK,
     packed_attention::scale,
 };
 
@@ -18,7 +20,7 @@ struct Right<'a> {
 struct Scratch {
     /// `[rows, head_dim]`.
     q: Vec<f32>,
-    /// Scores, then weights, `[rows, seen]`.
+    /// Scores, then weights, `[rows, seen]`, of rows as long as whole chunks of keys.
     weights: Vec<f32>,
     /// Of the weights, `[rows]`.
     sums: Vec<f32>,
@@ -30,24 +32,25 @@ impl Task<'_> {
     /// Fills the output. The rows of a product are the queries of all heads that look at the same keys;
     /// scores of keys that a query does not see are computed with the others, and left out.
     #[inline(always)]
-    pub fn attend_blocked(mut self) {
+    pub fn attend_blocked(mut self) -> Result<()> {
         let queries = self.q.len() / (self.heads * self.head_dim);
         let rows = queries * self.heads / self.kv_heads;
         let seen = self.prefix + self.visible + queries - 1;
         let mut scratch = Scratch {
             q: vec![0.0; rows * self.head_dim],
-            weights: vec![0.0; rows * seen],
+            weights: vec![0.0; rows * seen.next_multiple_of(CHUNK)],
             sums: vec![0.0; rows],
             means: vec![0.0; rows * self.head_dim],
         };
         for head in 0..self.kv_heads {
-            self.attend_head(head, seen, &mut scratch);
+            self.attend_head(head, seen, &mut scratch)?;
         }
+        Ok(())
     }
 
     /// The attention to one head of the keys and values.
     #[inline(always)]
-    fn attend_head(&mut self, head: usize, seen: usize, scratch: &mut Scratch) {
+    fn attend_head(&mut self, head: usize, seen: usize, scratch: &mut Scratch) -> Result<()> {
         let Scratch {
             q,
             weights,
@@ -64,19 +67,25 @@ impl Task<'_> {
         for (packed, q) in packed.zip(self.q.chunks_exact(row)) {
             packed.copy_from_slice(&q[from..][..group * head_dim]);
         }
-        for (part, count, at) in parts() {
-            let keys = Right {
-                numbers: &self.keys[part][column..],
-                strides: (1, width),
-            };
-            let size = [sums.len(), count, head_dim];
-            product(size, (q, head_dim), keys, (&mut weights[at..], seen), false);
+        let stride = seen.next_multiple_of(CHUNK);
+        if let Some(keys) = self.int8_keys {
+            keys[head].scores(q, seen, weights, stride)?;
+        } else {
+            for (part, count, at) in parts() {
+                let keys = Right {
+                    numbers: &self.keys[part][column..],
+                    strides: (1, width),
+                };
+                let size = [sums.len(), count, head_dim];
+                let scores = (&mut weights[at..], stride);
+                product(size, (q, head_dim), keys, scores, false);
+            }
         }
-        let scores = weights.chunks_exact_mut(seen).enumerate();
+        let scores = weights.chunks_exact_mut(stride).enumerate();
         for ((index, scores), sum) in scores.zip(sums.iter_mut()) {
             let sees = self.prefix + self.visible + index / group;
             *sum = exponentials(&mut scores[..sees], scale(head_dim));
-            scores[sees..].fill(0.0);
+            scores[sees..seen].fill(0.0);
         }
         for (number, (part, count, at)) in parts().enumerate() {
             let values = Right {
@@ -84,7 +93,7 @@ impl Task<'_> {
                 strides: (width, 1),
             };
             let size = [sums.len(), head_dim, count];
-            let (weights, means) = ((&weights[at..], seen), (&mut means[..], head_dim));
+            let (weights, means) = ((&weights[at..], stride), (&mut means[..], head_dim));
             product(size, weights, values, means, number > 0);
         }
         for (index, (means, sum)) in means.chunks_exact(head_dim).zip(sums).enumerate() {
@@ -93,6 +102,7 @@ impl Task<'_> {
                 *output = mean / *sum;
             }
         }
+        Ok(())
     }
 }
 

@@ -8,8 +8,9 @@ use candle_core::{Result, Tensor};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::exp::exp;
 use super::fused::numbers;
+use super::int8_keys::{self, Int8Keys};
+use super::lanes::{exp, larger};
 use super::packed_attention::{KeyValues, Queries, Sequence, scale};
 
 /// Numbers of a head that the kernel takes together; a head must be a multiple.
@@ -22,13 +23,15 @@ const QUERIES: usize = 32;
 /// Keys up to which queries go one by one: matrix products of fewer cost more than they save.
 const FEW_KEYS: usize = 16;
 
-/// [`super::packed_attention::Plan::attend`] of f32 tensors in the CPU's memory that fit together.
+/// [`super::packed_attention::Plan::attend`] of f32 tensors in the CPU's memory that fit together. With `in_int8`
+/// scores of long sequences are computed in int8.
 pub fn in_place(
     q: &Tensor,
     own: KeyValues,
     past: Option<KeyValues>,
     sequences: &[Sequence],
     queries: Queries,
+    in_int8: bool,
 ) -> Result<Tensor> {
     let (_, heads, head_dim) = q.dims3()?;
     let kv_heads = own.keys.dim(1)?;
@@ -44,12 +47,18 @@ pub fn in_place(
     let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
     let mut output = vec![0.0; q_rows.len()];
     let numbers_of = |rows: &Range<usize>| rows.start * kv_width..rows.end * kv_width;
+    let quantized = sequences.par_iter().map(|Sequence { prefix, own }| {
+        let pays = in_int8 && prefix.is_empty() && int8_keys::pays(queries.of(own));
+        pays.then(|| Int8Keys::of_heads(&own_keys[numbers_of(own)], kv_heads, head_dim))
+    });
+    let quantized: Vec<_> = quantized.collect();
     let (mut rest, mut from) = (output.as_mut_slice(), 0);
     let mut tasks = Vec::new();
-    for Sequence { prefix, own } in sequences {
+    for (Sequence { prefix, own }, quantized) in sequences.iter().zip(&quantized) {
         let all = queries.of(own);
-        for first in (0..all).step_by(QUERIES) {
-            let count = QUERIES.min(all - first);
+        let most = quantized.as_ref().map_or(QUERIES, |_| int8_keys::QUERIES);
+        for first in (0..all).step_by(most) {
+            let count = most.min(all - first);
             let (task, after) = rest.split_at_mut(count * q_width);
             rest = after;
             tasks.push(Task {
@@ -61,6 +70,7 @@ pub fn in_place(
                     &past_values[numbers_of(prefix)],
                     &own_values[numbers_of(own)],
                 ],
+                int8_keys: quantized.as_deref(),
                 prefix: prefix.len(),
                 heads,
                 kv_heads,
@@ -71,7 +81,7 @@ pub fn in_place(
     }
     tasks
         .into_par_iter()
-        .for_each(|task| Arch::new().dispatch(task));
+        .try_for_each(|task| Arch::new().dispatch(task))?;
     drop(held);
     Tensor::from_vec(output, q.shape(), q.device())
 }
@@ -87,6 +97,8 @@ pub struct Task<'a> {
     /// The prefix's and the sequence's own, `[rows, kv_heads, head_dim]` each.
     pub keys: [&'a [f32]; 2],
     pub values: [&'a [f32]; 2],
+    /// Of each head, all keys of a sequence without prefix; `None` where scores are computed in f32.
+    pub int8_keys: Option<&'a [Int8Keys]>,
     /// Rows of the prefix.
     pub prefix: usize,
     pub heads: usize,
@@ -95,11 +107,11 @@ pub struct Task<'a> {
 }
 
 impl WithSimd for Task<'_> {
-    type Output = ();
+    type Output = Result<()>;
 
     // This and all it calls is inlined, so that it is compiled for the caller's registers.
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
+    fn with_simd<S: Simd>(self, _: S) -> Result<()> {
         let queries = self.q.len() / (self.heads * self.head_dim);
         if queries > 1 && self.prefix + self.visible + queries > FEW_KEYS {
             return self.attend_blocked();
@@ -142,6 +154,7 @@ impl WithSimd for Task<'_> {
                 }
             }
         }
+        Ok(())
     }
 }
 
@@ -228,18 +241,31 @@ impl View<'_> {
 /// gives their sum.
 #[inline(always)]
 pub fn exponentials(scores: &mut [f32], scale: f32) -> f32 {
-    let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    for score in scores.iter_mut() {
-        *score = exp((*score - highest) * scale);
+    let (whole, rest) = scores.as_chunks_mut::<LANES>();
+    let mut highest = [f32::NEG_INFINITY; LANES];
+    for part in &*whole {
+        for lane in 0..LANES {
+            highest[lane] = larger(highest[lane], part[lane]);
+        }
     }
-    let (whole, rest) = scores.as_chunks::<LANES>();
+    let highest = rest
+        .iter()
+        .chain(&highest)
+        .copied()
+        .fold(f32::NEG_INFINITY, larger);
     let mut sums = [0.0; LANES];
     for part in whole {
         for lane in 0..LANES {
+            part[lane] = exp((part[lane] - highest) * scale);
             sums[lane] += part[lane];
         }
     }
-    total(&sums) + rest.iter().sum::<f32>()
+    let mut sum = total(&sums);
+    for score in rest {
+        *score = exp((*score - highest) * scale);
+        sum += *score;
+    }
+    sum
 }
 
 /// The sum of the lanes, by halves.

@@ -9,7 +9,7 @@ use candle_nn::{ops, rotary_emb::rope_thd};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::exp::exp;
+use super::lanes::exp;
 
 /// Numbers that one task works on: enough to outweigh what starting it costs.
 const TASK: usize = 1 << 14;

@@ -46,7 +46,7 @@ pub struct Int8 {
 }
 
 /// The weights of a group's inputs for some outputs.
-struct Weights {
+pub struct Weights {
     /// `[inputs, outputs]`.
     packed: PackedBMatrix<i8>,
     /// What an integer stands for, by output.
@@ -56,7 +56,7 @@ struct Weights {
 }
 
 /// A group's activations of a tile's tokens.
-struct Activations {
+pub struct Activations {
     /// `[tokens, inputs]`.
     packed: PackedAMatrix<u8>,
     /// What an integer stands for, by token.
@@ -68,19 +68,25 @@ pub fn has_int8() -> bool {
     EXECUTOR.with(|executor| !executor.kernel_name().starts_with("generic"))
 }
 
+/// Whether the instructions cut off the sums of large products ([`weights`]).
+pub fn may_saturate() -> bool {
+    EXECUTOR.with(GemmExecutor::may_saturate)
+}
+
 impl Int8 {
     /// Of a checkpoint's `[out, in]` in f32. Each input's activations are divided, and its weights
     /// multiplied, by its factor.
     pub fn new(weight: &Tensor, factors: &[f32]) -> Result<Self> {
         let (outputs, inputs) = weight.dims2()?;
         let factors = Tensor::new(factors, weight.device())?;
-        let rows = weight.broadcast_mul(&factors)?.to_vec2::<f32>()?;
+        let rows = weight.broadcast_mul(&factors)?;
+        let rows = rows.flatten_all()?.to_vec1::<f32>()?;
         let count = inputs.div_ceil(GROUP).max(1);
         let groups: Vec<Range<usize>> = (0..count)
             .map(|group| inputs * group / count..inputs * (group + 1) / count)
             .collect();
-        let parts = rows.par_chunks(TILE.1).map(|rows| {
-            let weights = groups.iter().map(|group| Weights::new(rows, group));
+        let parts = rows.par_chunks((TILE.1 * inputs).max(1)).map(|rows| {
+            let weights = groups.iter().map(|group| Weights::new(rows, inputs, group));
             weights.collect()
         });
         Ok(Self {
@@ -135,14 +141,11 @@ impl Int8 {
         let tokens = tokens(x, self.inputs)?;
         let (storage, layout) = x.storage_and_layout();
         let (numbers, stride) = rows(&storage, layout)?;
-        let count = self.groups.len();
-        let activations = (0..tokens.div_ceil(TILE.0) * count).into_par_iter();
-        let activations = activations.map(|task| {
-            let first = task / count * TILE.0;
-            let tokens = TILE.0.min(tokens - first);
-            let group = &self.groups[task % count];
-            let x = &numbers[first * stride + group.start..];
-            Activations::new(x, stride, tokens, &self.reciprocals[group.clone()])
+        let tiles = (0..tokens.div_ceil(TILE.0)).into_par_iter();
+        let activations = tiles.flat_map_iter(|tile| {
+            let first = tile * TILE.0;
+            let (x, tokens) = (&numbers[first * stride..], TILE.0.min(tokens - first));
+            Activations::of_groups(x, stride, tokens, &self.reciprocals, &self.groups)
         });
         Ok((tokens, activations.collect()))
     }
@@ -158,27 +161,13 @@ impl Int8 {
     ) -> Result<()> {
         let weights = &self.parts[part];
         let activations = &activations[tokens.start / TILE.0 * weights.len()..];
-        let outputs = weights.first().map_or(0, |group| group.scales.len());
+        let outputs = weights.first().map_or(0, Weights::outputs);
         // Taken, not borrowed: while it waits, the thread may begin another tile.
         let (mut sums, mut products) = BUFFERS.take();
         sums.resize(tokens.len() * outputs, 0);
         products.resize(tokens.len() * outputs, 0.0);
         for (group, (activations, weights)) in activations.iter().zip(weights).enumerate() {
-            let (a, b) = (
-                GemmInputA::Packed(&activations.packed),
-                GemmInputB::Packed(&weights.packed),
-            );
-            EXECUTOR
-                .with(|executor| executor.gemm(&mut sums, a, b, GemmOptions::default()))
-                .map_err(candle_core::Error::wrap)?;
-            Arch::new().dispatch(Scale {
-                sums: &sums,
-                tokens: &activations.scales,
-                outputs: &weights.scales,
-                zeros: &weights.zeros,
-                products: &mut products,
-                is_first: group == 0,
-            });
+            activations.multiply(weights, &mut sums, (&mut products, outputs), group == 0)?;
         }
         take(&mut products);
         BUFFERS.set((sums, products));
@@ -187,33 +176,75 @@ impl Int8 {
 }
 
 impl Weights {
-    /// Those columns of `[out, in]`.
-    fn new(rows: &[Vec<f32>], inputs: &Range<usize>) -> Self {
-        let may_saturate = EXECUTOR.with(GemmExecutor::may_saturate);
+    /// Those columns of rows of `width` numbers, `[out, width]`.
+    pub fn new(rows: &[f32], width: usize, inputs: &Range<usize>) -> Self {
         let Quantized {
             integers,
             scales,
             zeros,
-        } = weights(rows, inputs, may_saturate);
-        let integers = NdTensor::from_data([rows.len(), inputs.len()], integers);
+        } = weights(rows, width, inputs, may_saturate());
+        let integers = NdTensor::from_data([scales.len(), inputs.len()], integers);
         Self {
             packed: EXECUTOR.with(|executor| executor.prepack_b(integers.transposed())),
             scales,
             zeros,
         }
     }
+
+    pub fn outputs(&self) -> usize {
+        self.scales.len()
+    }
 }
 
 impl Activations {
     /// The first columns of the first tokens of `x`, whose rows begin every `stride` numbers, times
-    /// `factors` `[columns]`.
-    fn new(x: &[f32], stride: usize, tokens: usize, factors: &[f32]) -> Self {
-        let (integers, scales) = activations(x, stride, tokens, factors);
-        let integers = NdTensorView::from_data([tokens, factors.len()], &*integers);
-        Self {
-            packed: EXECUTOR.with(|executor| executor.prepack_a(integers)),
-            scales,
-        }
+    /// `factors` `[columns]`, of each of the groups that the columns are cut into.
+    pub fn of_groups(
+        x: &[f32],
+        stride: usize,
+        tokens: usize,
+        factors: &[f32],
+        groups: &[Range<usize>],
+    ) -> impl Iterator<Item = Self> {
+        let quantized = activations(x, stride, tokens, factors, groups);
+        let widths = groups.iter().map(Range::len);
+        widths
+            .zip(quantized)
+            .map(move |(width, (integers, scales))| {
+                let integers = NdTensorView::from_data([tokens, width], &*integers);
+                Self {
+                    packed: EXECUTOR.with(|executor| executor.prepack_a(integers)),
+                    scales,
+                }
+            })
+    }
+
+    /// Adds their products with weights to `products`, whose rows begin every so many numbers, or with
+    /// `is_first` makes them those. `sums` is scratch of `[tokens, out]`.
+    pub fn multiply(
+        &self,
+        weights: &Weights,
+        sums: &mut [i32],
+        (products, stride): (&mut [f32], usize),
+        is_first: bool,
+    ) -> Result<()> {
+        let (a, b) = (
+            GemmInputA::Packed(&self.packed),
+            GemmInputB::Packed(&weights.packed),
+        );
+        EXECUTOR
+            .with(|executor| executor.gemm(sums, a, b, GemmOptions::default()))
+            .map_err(candle_core::Error::wrap)?;
+        Arch::new().dispatch(Scale {
+            sums,
+            tokens: &self.scales,
+            outputs: &weights.scales,
+            zeros: &weights.zeros,
+            products,
+            stride,
+            is_first,
+        });
+        Ok(())
     }
 }
 
@@ -228,8 +259,9 @@ struct Scale<'a> {
     /// What is added to the sums of each output. (As the library's bias it would take longer: that is
     /// not compiled for wide registers.)
     zeros: &'a [i32],
-    /// `[tokens, out]`.
+    /// `[tokens, out]`, rows beginning every `stride` numbers.
     products: &'a mut [f32],
+    stride: usize,
     is_first: bool,
 }
 
@@ -241,7 +273,7 @@ impl WithSimd for Scale<'_> {
         let width = self.outputs.len();
         let rows = self
             .products
-            .chunks_exact_mut(width)
+            .chunks_mut(self.stride)
             .zip(self.sums.chunks_exact(width));
         for ((products, sums), token) in rows.zip(self.tokens) {
             let outputs = self.outputs.iter().zip(self.zeros);
@@ -338,7 +370,7 @@ pub mod tests {
                 .reshape((rows, columns))
                 .unwrap()
         };
-        let pairs_count = EXECUTOR.with(GemmExecutor::may_saturate);
+        let pairs_count = may_saturate();
         let (x, weight) = (whole(9, 48, false), whole(21, 48, pairs_count));
         let exact = x.matmul(&weight.t().unwrap()).unwrap();
         let ours = Int8::new(&weight, &[1.0; 48]).unwrap().product(&x).unwrap();

@@ -21,6 +21,8 @@ pub struct Llama {
     embeddings: Tensor,
     /// Of the activations.
     dtype: DType,
+    /// Of the matrix products.
+    numbers: Numbers,
     blocks: Vec<Block>,
     /// Absent where all blocks are loaded whole.
     values: Option<Values>,
@@ -111,6 +113,7 @@ impl Llama {
                 _ => embeddings,
             },
             dtype: weights.dtype(),
+            numbers: weights.numbers(),
             blocks: Vec::with_capacity(last),
             values: None,
             rope,
@@ -214,7 +217,12 @@ impl Llama {
         let past = cache.and_then(|cache| cache.first());
         let past_rows = past.map_or(Ok(0), |(keys, _)| keys.dim(0))?;
         let head_dim = self.config.head_dim;
-        let plan = |queries| Plan::new(&sequences, queries, past_rows, head_dim, dtype, device);
+        let plan = |queries| {
+            let numbers = self.numbers;
+            Plan::new(
+                &sequences, queries, past_rows, head_dim, dtype, numbers, device,
+            )
+        };
         let (cos, sin) = self.rope.rows(&Tensor::new(positions, device)?)?;
         Ok(Batch {
             sequences: sequences.len(),

@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use super::{
     cpu_attention::{LANES, in_place},
     padded_attention::Padding,
+    weights::Numbers,
 };
 
 /// A sequence's rows in the tensors of a pass.
@@ -50,17 +51,20 @@ pub struct Plan {
     queries: Queries,
     /// `None` where the CPU's own kernel runs.
     padding: Option<Padding>,
+    /// Whether that kernel may compute in int8.
+    in_int8: bool,
 }
 
 impl Plan {
     /// For sequences that continue an earlier pass of `past_rows` tokens, and heads of `head_dim`
-    /// numbers of a type.
+    /// numbers of a type, of a model that computes in `numbers`.
     pub fn new(
         sequences: &[Sequence],
         queries: Queries,
         past_rows: usize,
         head_dim: usize,
         dtype: DType,
+        numbers: Numbers,
         device: &Device,
     ) -> Result<Self> {
         let has_kernel = device.is_cpu() && dtype == DType::F32 && head_dim.is_multiple_of(LANES);
@@ -71,6 +75,7 @@ impl Plan {
             sequences: sequences.to_vec(),
             queries,
             padding,
+            in_int8: numbers == Numbers::Int8,
         })
     }
 
@@ -81,7 +86,10 @@ impl Plan {
     pub fn attend(&self, q: &Tensor, own: KeyValues, past: Option<KeyValues>) -> Result<Tensor> {
         check(q, own, past, &self.sequences, self.queries)?;
         match &self.padding {
-            None => in_place(q, own, past, &self.sequences, self.queries),
+            None => {
+                let sequences = &self.sequences;
+                in_place(q, own, past, sequences, self.queries, self.in_int8)
+            }
             Some(padding) => padding.attend(q, own, past),
         }
     }

@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
+use super::lanes::larger;
+
 /// Largest quantized magnitude.
 pub const LARGEST: f32 = 127.0;
 /// What stands for zero among quantized activations, which have no sign. (Packed once for all tiles of
@@ -24,16 +26,18 @@ pub struct Quantized {
     pub zeros: Vec<i32>,
 }
 
-/// The columns `inputs` of `rows` `[out][in]`. With `may_saturate` no two neighbouring integers sum to more
-/// than the product's instruction holds.
-pub fn weights(rows: &[Vec<f32>], inputs: &Range<usize>, may_saturate: bool) -> Quantized {
+/// The columns `inputs` of `rows`, `width` numbers each. With `may_saturate` no two neighbouring integers
+/// sum to more than the product's instruction holds.
+pub fn weights(rows: &[f32], width: usize, inputs: &Range<usize>, may_saturate: bool) -> Quantized {
+    let outputs = rows.len() / width;
     let mut quantized = Quantized {
-        integers: vec![0; rows.len() * inputs.len()],
-        scales: vec![0.0; rows.len()],
-        zeros: vec![0; rows.len()],
+        integers: vec![0; outputs * inputs.len()],
+        scales: vec![0.0; outputs],
+        zeros: vec![0; outputs],
     };
     Arch::new().dispatch(Weights {
         rows,
+        width,
         inputs,
         may_saturate,
         quantized: &mut quantized,
@@ -42,27 +46,31 @@ pub fn weights(rows: &[Vec<f32>], inputs: &Range<usize>, may_saturate: bool) -> 
 }
 
 /// The first columns of the first tokens of `x`, whose rows begin every `stride` numbers, times
-/// `factors` `[in]`: the integers, `[tokens, in]`, and what they stand for, by token.
+/// `factors` `[in]`. For each of the groups, which the inputs are cut into: the integers, `[tokens, inputs of
+/// the group]`, and what they stand for, by token.
 pub fn activations(
     x: &[f32],
     stride: usize,
     tokens: usize,
     factors: &[f32],
-) -> (Vec<u8>, Vec<f32>) {
-    let mut integers = vec![0; tokens * factors.len()];
-    let mut scales = vec![0.0; tokens];
+    groups: &[Range<usize>],
+) -> Vec<(Vec<u8>, Vec<f32>)> {
+    let new = |group: &Range<usize>| (vec![0; tokens * group.len()], vec![0.0; tokens]);
+    let mut quantized: Vec<_> = groups.iter().map(new).collect();
     Arch::new().dispatch(Activations {
         x,
         stride,
+        tokens,
         factors,
-        integers: &mut integers,
-        scales: &mut scales,
+        groups,
+        quantized: &mut quantized,
     });
-    (integers, scales)
+    quantized
 }
 
 struct Weights<'a> {
-    rows: &'a [Vec<f32>],
+    rows: &'a [f32],
+    width: usize,
     inputs: &'a Range<usize>,
     may_saturate: bool,
     quantized: &'a mut Quantized,
@@ -81,7 +89,8 @@ impl WithSimd for Weights<'_> {
         } = self.quantized;
         let integers = integers.chunks_exact_mut(self.inputs.len().max(1));
         let outputs = scales.iter_mut().zip(zeros);
-        for ((row, integers), (scale, zero)) in self.rows.iter().zip(integers).zip(outputs) {
+        let rows = self.rows.chunks_exact(self.width);
+        for ((row, integers), (scale, zero)) in rows.zip(integers).zip(outputs) {
             let row = &row[self.inputs.clone()];
             *scale = unit(row, self.may_saturate);
             for (integer, x) in integers.iter_mut().zip(row) {
@@ -102,7 +111,7 @@ fn unit(weights: &[f32], may_saturate: bool) -> f32 {
     let (whole, rest) = weights.as_chunks::<LANES>();
     for weights in whole {
         for lane in 0..LANES {
-            largest[lane] = largest[lane].max(weights[lane].abs());
+            largest[lane] = larger(largest[lane], weights[lane].abs());
         }
     }
     let all = rest.iter().chain(&largest);
@@ -115,12 +124,12 @@ fn unit(weights: &[f32], may_saturate: bool) -> f32 {
 struct Activations<'a> {
     x: &'a [f32],
     stride: usize,
+    tokens: usize,
     /// Of each input.
     factors: &'a [f32],
-    /// `[tokens, in]`.
-    integers: &'a mut [u8],
-    /// Of each token.
-    scales: &'a mut [f32],
+    groups: &'a [Range<usize>],
+    /// Of each group, `[tokens, inputs]` and by token.
+    quantized: &'a mut [(Vec<u8>, Vec<f32>)],
 }
 
 impl WithSimd for Activations<'_> {
@@ -128,25 +137,36 @@ impl WithSimd for Activations<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let width = self.factors.len();
-        let rows = self.integers.chunks_exact_mut(width.max(1));
-        for (row, (integers, scale)) in rows.zip(self.scales.iter_mut()).enumerate() {
-            let x = &self.x[row * self.stride..][..width];
-            let mut largest = [0f32; LANES];
-            let (whole, rest) = x.as_chunks::<LANES>();
-            let (factors, factors_rest) = self.factors.as_chunks::<LANES>();
-            for (x, factor) in whole.iter().zip(factors) {
-                for lane in 0..LANES {
-                    largest[lane] = largest[lane].max((x[lane] * factor[lane]).abs());
-                }
-            }
-            let rest = rest.iter().zip(factors_rest).map(|(x, factor)| x * factor);
-            let largest = rest.chain(largest).fold(0f32, |most, x| most.max(x.abs()));
-            *scale = (largest / LARGEST).max(f32::MIN_POSITIVE);
-            let unit = 1.0 / *scale;
-            for ((integer, x), factor) in integers.iter_mut().zip(x).zip(self.factors) {
-                *integer = (x * factor * unit + (ROUND + f32::from(ZERO))).to_bits() as u8;
+        // Rows are read from end to end: a group of each would be too little for the cache to fetch ahead.
+        for token in 0..self.tokens {
+            let row = &self.x[token * self.stride..][..self.factors.len()];
+            for (group, (integers, scales)) in self.groups.iter().zip(&mut *self.quantized) {
+                let width = group.len();
+                let integers = &mut integers[token * width..][..width];
+                let (x, factors) = (&row[group.clone()], &self.factors[group.clone()]);
+                scales[token] = quantize(x, factors, integers);
             }
         }
     }
+}
+
+/// A token's activations of a group times `factors`; gives what an integer stands for.
+#[inline(always)]
+fn quantize(x: &[f32], factors: &[f32], integers: &mut [u8]) -> f32 {
+    let mut largest = [0f32; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    let (of_whole, of_rest) = factors.as_chunks::<LANES>();
+    for (x, factor) in whole.iter().zip(of_whole) {
+        for lane in 0..LANES {
+            largest[lane] = larger(largest[lane], (x[lane] * factor[lane]).abs());
+        }
+    }
+    let rest = rest.iter().zip(of_rest).map(|(x, factor)| x * factor);
+    let largest = rest.chain(largest).fold(0f32, |most, x| most.max(x.abs()));
+    let scale = (largest / LARGEST).max(f32::MIN_POSITIVE);
+    let unit = 1.0 / scale;
+    for ((integer, x), factor) in integers.iter_mut().zip(x).zip(factors) {
+        *integer = (x * factor * unit + (ROUND + f32::from(ZERO))).to_bits() as u8;
+    }
+    scale
 }

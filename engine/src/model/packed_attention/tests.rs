@@ -1,9 +1,12 @@
 //! Both ways against candle's kernel, which gets copies of what each sequence attends to.
 
+use std::slice::from_ref;
+
 use candle_core::Device;
 use candle_nn::attention::flash_attn_varlen_cpu;
 
 use super::*;
+use crate::model::int8::{has_int8, may_saturate, tests::error};
 
 /// With a copy of each sequence's keys and values, for candle's kernel.
 fn gathered(
@@ -113,7 +116,11 @@ fn compare(of: &[(Range<usize>, usize)], past_rows: usize, shape: [usize; 3], si
         let (dtype, device) = (DType::F32, &Device::Cpu);
         let padding = Padding::new(&sequences, queries, past_rows, dtype, device).unwrap();
         close(&padding.attend(&q, own, past).unwrap(), "padded");
-        let plan = Plan::new(&sequences, queries, past_rows, head_dim, dtype, device).unwrap();
+        let numbers = Numbers::F32;
+        let plan = Plan::new(
+            &sequences, queries, past_rows, head_dim, dtype, numbers, device,
+        )
+        .unwrap();
         let ours = plan.attend(&q, own, past).unwrap();
         close(&ours, "planned");
         if !head_dim.is_multiple_of(LANES) {
@@ -166,6 +173,50 @@ fn sequences_that_share_what_they_continue() {
     );
 }
 
+/// Long sequences alone are computed in int8, whatever is beside them.
+#[test]
+fn int8_is_near_f32() {
+    let sequences = sequences(&[(0..0, 200), (0..0, 20), (0..50, 100), (0..0, 64)]);
+    let (heads, kv_heads, head_dim, rows, past_rows) = (4, 2, 32, 384, 50);
+    let tensor = |rows, heads| random(rows, heads, head_dim, 1.0);
+    let (keys, values) = (tensor(rows, kv_heads), tensor(rows, kv_heads));
+    let (past_keys, past_values) = (tensor(past_rows, kv_heads), tensor(past_rows, kv_heads));
+    let own = KeyValues {
+        keys: &keys,
+        values: &values,
+    };
+    let past = Some(KeyValues {
+        keys: &past_keys,
+        values: &past_values,
+    });
+    let q = tensor(rows, heads);
+    let attend = |sequences: &[Sequence], numbers, q: &Tensor| {
+        let (queries, dtype, device) = (Queries::All, DType::F32, &Device::Cpu);
+        let plan = Plan::new(
+            sequences, queries, past_rows, head_dim, dtype, numbers, device,
+        );
+        plan.unwrap().attend(q, own, past).unwrap()
+    };
+    let exact = attend(&sequences, Numbers::F32, &q);
+    let ours = attend(&sequences, Numbers::Int8, &q);
+    for (number, sequence) in sequences.iter().enumerate() {
+        let part = |of: &Tensor| {
+            let own = &sequence.own;
+            of.narrow(0, own.start, own.len()).unwrap()
+        };
+        let error = error(&part(&ours), &part(&exact));
+        let in_int8 = has_int8() && !may_saturate() && [0, 3].contains(&number);
+        assert_eq!(error > 0.0, in_int8, "{number}");
+        assert!(error < 0.02, "{number}: {error}");
+        let alone = attend(from_ref(sequence), Numbers::Int8, &part(&q));
+        assert_eq!(
+            largest(&(alone - part(&ours)).unwrap()),
+            0.0,
+            "alone: {number}"
+        );
+    }
+}
+
 /// Scores in the hundreds, whose exponentials alone would overflow.
 #[test]
 fn scores_of_any_size() {
@@ -186,7 +237,8 @@ fn what_does_not_fit_together_is_an_error() {
     let fits = sequences(&[(0..3, 4), (1..2, 2)]);
     let run = |q: &Tensor, own, past, sequences: &[Sequence]| {
         let (dtype, device) = (DType::F32, &Device::Cpu);
-        Plan::new(sequences, Queries::All, 3, 16, dtype, device)?.attend(q, own, past)
+        let numbers = Numbers::F32;
+        Plan::new(sequences, Queries::All, 3, 16, dtype, numbers, device)?.attend(q, own, past)
     };
     let q = random(6, 4, 16, 1.0);
     run(&q, own, past, &fits).unwrap();
