@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Joins the texts of a corpus, so many to each new one, to score a head on long texts:
 
-  bench/long_texts.py 18 fewnerd_test.jsonl.gz 3600 >fewnerd_test_long.jsonl
+  bench/long_texts.py 6 fewnerd_test.jsonl.gz 1800 >fewnerd_test_long.jsonl
   make eval ARGS='--corpus fewnerd_test_long.jsonl --types type_names.json'
 
 Takes the first texts of the corpus, JSON lines with gzip, as many as its third argument says.

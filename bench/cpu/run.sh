@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The engine on a CPU, in one run: the forward pass beside transformers + torch and llama.cpp (peers.py), then
 # the engine through SQL (sessions.sh), over the demo's texts or those of a file. Prints Markdown for
-# docs/performance.md. Nothing else should run. It takes about 40 minutes, and the first time longer for the
+# docs/performance.md. Nothing else should run. It takes about 25 minutes, and the first time longer for the
 # peers, which it builds and keeps in the cache folder; PEERS_PYTHON=, the python of an environment with
 # requirements.txt, saves that.
 # usage: run.sh [--texts FILE] [ARGUMENT of peers.py...]       (a text a line)
