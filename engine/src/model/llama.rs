@@ -21,7 +21,7 @@ pub struct Llama {
     embeddings: Tensor,
     /// Of the activations.
     dtype: DType,
-    /// Of the matrix products.
+    /// Of attention's products.
     numbers: Numbers,
     blocks: Vec<Block>,
     /// Absent where all blocks are loaded whole.
@@ -113,7 +113,8 @@ impl Llama {
                 _ => embeddings,
             },
             dtype: weights.dtype(),
-            numbers: weights.numbers(),
+            // The activations that int8 is fitted to are exact.
+            numbers: Numbers::F32,
             blocks: Vec::with_capacity(last),
             values: None,
             rope,
@@ -126,6 +127,7 @@ impl Llama {
                 model.blocks.push(Block::load(weights, index)?);
             }
         }
+        model.numbers = weights.numbers();
         if last < model.config.blocks {
             model.values = Some(Values::load(weights, last)?);
         }
