@@ -60,14 +60,14 @@ class Engine:
             "--device", "cpu", "--dtype", dtype,
         ]
 
-    def figures(self, texts, threads, seconds, pass_only=True):
+    def figures(self, texts, threads, seconds, latencies=False):
         """Of `engine bench`, which fails on a CPU without the instructions."""
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
             file.write("\n".join(texts))
             file.flush()
             command = [*self.command, "--texts", file.name, "--threads", str(threads), "--seconds", str(seconds)]
-            if pass_only:
-                command.append("--pass-only")
+            if not latencies:
+                command.append("--no-latencies")
             result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             raise subprocess.SubprocessError(result.stderr.strip())
@@ -126,14 +126,16 @@ def note(values, name, value):
 
 
 def situation(texts, sequences, threads, contenders, config, arguments):
-    """All rounds with these texts and threads: tokens/s of each contender, Gop/s of products."""
-    rates, products = {}, {}
+    """All rounds with these texts and threads: tokens/s of each contender, Gop/s of products, and the engine's texts/s
+    with their mentions."""
+    rates, products, bulk = {}, {}, {}
     engines, torches, llamas = contenders
     for _ in range(arguments.rounds):
         for dtype, engine in engines.items():
             one = engine.figures(texts, threads, arguments.seconds)
             name = f"{ENGINE}, {dtype}"
             note(rates, name, one["pass"]["tokens_per_s"])
+            note(bulk, name, one["bulk"]["texts_per_s"])
             note(products, name, one["pass"]["tokens_per_s"] * operations(config, one["pass"]["blocks"]))
             if one["ceiling_gops"]:
                 note(products, f"{dtype}, its library's product alone", one["ceiling_gops"])
@@ -143,7 +145,7 @@ def situation(texts, sequences, threads, contenders, config, arguments):
             note(products, f"{dtype}, torch's product alone", alone)
         for name, model in llamas.items():
             note(rates, f"{LLAMA}, {name}", model.rate(sequences, threads))
-    return rates, products
+    return rates, products, bulk
 
 
 def table(title, columns, precision):
@@ -181,11 +183,10 @@ def latencies(engines, texts, threads, arguments):
     by_dtype = {dtype: [] for dtype in engines}
     for _ in range(arguments.rounds):
         for dtype, engine in engines.items():
-            by_dtype[dtype].append(engine.figures(texts, threads, arguments.seconds, pass_only=False))
+            by_dtype[dtype].append(engine.figures(texts, threads, arguments.seconds, latencies=True))
     print(f"| engine, texts of 16 to 64 tokens, {threads} threads | " + " | ".join(by_dtype) + " |")
     print("| --- |" + " --- |" * len(by_dtype))
     rows = {
-        "texts/s in bulk": lambda one: one["bulk"]["texts_per_s"],
         "one type, p50, ms": lambda one: one["type"]["p50_ms"],
         "one type, p99, ms": lambda one: one["type"]["p99_ms"],
         "one text, p50, ms": lambda one: one["text"]["p50_ms"],
@@ -232,13 +233,15 @@ def main():
             print(f"left out: {error}\n")
         else:
             engines[dtype] = engine
+    if not engines:
+        raise SystemExit("the engine does not run")
     torches = {dtype: Torch(arguments, blocks, getattr(torch, dtype)) for dtype in ("float32", "bfloat16")}
     llamas = {
         os.path.basename(path): LlamaCpp(path, blocks, arguments.seconds, not arguments.no_repack)
         for path in arguments.llama
     }
     latencies(engines, by_length["short"], arguments.threads[0], arguments)
-    rates, products, ratio_columns = {}, {}, {}
+    rates, products, bulk, ratio_columns = {}, {}, {}, {}
     for threads in arguments.threads:
         for name, texts in by_length.items():
             sequences = [tokens_of(text) for text in texts]
@@ -246,10 +249,11 @@ def main():
             column = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
             print(f"{column}: {len(texts)} texts of {lengths[0]} to {lengths[-1]} tokens, median {median(lengths):g}\n", flush=True)
             contenders = (engines, torches, llamas)
-            rates[column], products[column] = situation(texts, sequences, threads, contenders, config, arguments)
+            rates[column], products[column], bulk[column] = situation(texts, sequences, threads, contenders, config, arguments)
             ratio_columns[column] = compared(rates[column], products[column])
     print(f"{blocks} blocks, batches of {BATCH_TOKENS} tokens, medians of {arguments.rounds} rounds\n")
     table("tokens/s", rates, 0)
+    table("texts/s, mentions found and embedded", bulk, 1)
     table("products, Gop/s", products, 0)
     table("times as fast", ratio_columns, 2)
 

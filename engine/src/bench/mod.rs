@@ -60,9 +60,9 @@ pub struct BenchOptions {
     /// Embed the first and the last word of each text instead of detecting mentions
     #[arg(long)]
     given_spans: bool,
-    /// Measure the forward pass alone, not the way from texts to mentions
+    /// Leave out how long one type and one text take
     #[arg(long)]
-    pass_only: bool,
+    no_latencies: bool,
     /// Measure nothing, but write what the model gives for the texts (with --given-spans): their token
     /// ids, the rows of the mentions' last tokens, their V vectors and their embeddings
     #[arg(long, requires = "given_spans")]
@@ -78,17 +78,16 @@ pub struct Figures {
     /// From the start of loading to the model's readiness, the rehearsal of a GPU's batch included, s.
     load_s: f64,
     pass: Pass,
+    bulk: Bulk,
     #[serde(flatten)]
-    answers: Option<Answers>,
+    latencies: Option<Latencies>,
     resident_bytes: u64,
     /// 10^9 operations/s of a large product alone on a CPU; none where its library is the engine itself.
     ceiling_gops: Option<f64>,
 }
 
-/// From texts and types to embeddings.
 #[derive(Serialize)]
-struct Answers {
-    bulk: Bulk,
+struct Latencies {
     /// One type's embedding, ms.
     r#type: Percentiles,
     /// One text's mentions, ms.
@@ -146,15 +145,16 @@ pub fn run(options: &BenchOptions) -> Result<Option<Figures>> {
         return Ok(None);
     }
     // What the first pass allocates and compiles is not measured.
-    pass(&embedder, &inputs, batch_tokens, 0.0)?;
+    bulk(&embedder, &inputs, batch_tokens, 0.0)?;
     let mut figures = Figures {
         device: embedder.info().device.clone(),
         dtype: numbers.to_string(),
         batch_tokens,
         load_s,
         pass: pass(&embedder, &inputs, batch_tokens, options.seconds)?,
-        answers: (!options.pass_only)
-            .then(|| answers(&embedder, &inputs, batch_tokens, options.seconds))
+        bulk: bulk(&embedder, &inputs, batch_tokens, options.seconds)?,
+        latencies: (!options.no_latencies)
+            .then(|| latencies(&embedder, &inputs, options.seconds))
             .transpose()?,
         resident_bytes: resident_bytes(),
         ceiling_gops: None,
@@ -207,15 +207,8 @@ fn first_and_last_word(text: &str) -> Vec<Span> {
     ends
 }
 
-fn answers(
-    embedder: &Embedder,
-    inputs: &[Input],
-    batch_tokens: usize,
-    seconds: f64,
-) -> Result<Answers> {
-    bulk(embedder, inputs, batch_tokens, 0.0)?;
-    Ok(Answers {
-        bulk: bulk(embedder, inputs, batch_tokens, seconds)?,
+fn latencies(embedder: &Embedder, inputs: &[Input], seconds: f64) -> Result<Latencies> {
+    Ok(Latencies {
         r#type: latency(seconds, |call| answer(embedder, type_name(call)))?,
         text: latency(seconds, |call| {
             answer(embedder, inputs[call % inputs.len()].clone())
