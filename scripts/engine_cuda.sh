@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # The engine for NVIDIA GPUs, built if needed: a program of its own, which the CPU's engine does not
 # depend on. Needs no GPU and no driver, but about 10 minutes the first time, most of them nvcc's.
-# usage: engine_cuda.sh build|path
+# usage: engine_cuda.sh build|path|tests
+#   tests     builds the engine's unit tests with CUDA as well, and prints the program's path: run on a machine
+#             with a GPU, they compare our kernels with the CPU's (elsewhere those tests say that they skip)
 #   CUDA_HOME  the CUDA toolkit (default: the one of nvcc on PATH; without one a pinned toolkit is
 #              downloaded into the cache)
 #   CUDA_ARCH  the oldest compute capability that the program must run on (default 80: Ampere)
@@ -112,29 +114,33 @@ SCRIPT
   chmod +x "$1"
 }
 
+# cargo with the arguments, for CUDA.
+cargo_cuda() {
+  env -u CUDA_PATH -u CUDA_ROOT -u CUDA_TOOLKIT_ROOT_DIR -u CUDNN_LIB \
+    CUDA_HOME="$HOME_OF_BUILD" NVCC="$HOME_OF_BUILD/bin/nvcc" PATH="$HOME_OF_BUILD/bin:$PATH" \
+    CUDA_COMPUTE_CAP="$CUDA_ARCH" CUDARC_CUDA_VERSION="${VERSION%%.*}0${VERSION##*.}0" \
+    CARGO_TARGET_DIR="$CUDA_TARGET" cargo "$@" --release -p ner-retriever-engine --features cuda 9>&-
+}
+
 # One folder a toolkit and architecture: cargo builds the kernels anew when its name changes, and only
 # then.
 build() {
-  local home
   cd "$REPO"
   "$REPO/scripts/setup.sh" tools
   find_toolkit
   take_lock engine-cuda
   claim_build_folder "$CUDA_TARGET"
-  home=$CUDA_TARGET/toolkit-$VERSION-$CUDA_ARCH
+  HOME_OF_BUILD=$CUDA_TARGET/toolkit-$VERSION-$CUDA_ARCH
   CUDARC=$(find_cudarc)
-  make_toolkit "$home.new"
+  make_toolkit "$HOME_OF_BUILD.new"
   # Unchanged files keep their time, or cargo would link again.
-  if ! diff -rq "$home" "$home.new" >/dev/null 2>&1; then
-    rm -rf "$home"
-    mv -T "$home.new" "$home"
+  if ! diff -rq "$HOME_OF_BUILD" "$HOME_OF_BUILD.new" >/dev/null 2>&1; then
+    rm -rf "$HOME_OF_BUILD"
+    mv -T "$HOME_OF_BUILD.new" "$HOME_OF_BUILD"
   fi
-  rm -rf "$home.new"
+  rm -rf "$HOME_OF_BUILD.new"
   say "building the engine for CUDA $VERSION, compute capability $CUDA_ARCH and newer"
-  env -u CUDA_PATH -u CUDA_ROOT -u CUDA_TOOLKIT_ROOT_DIR -u CUDNN_LIB \
-    CUDA_HOME="$home" NVCC="$home/bin/nvcc" PATH="$home/bin:$PATH" CUDA_COMPUTE_CAP="$CUDA_ARCH" \
-    CUDARC_CUDA_VERSION="${VERSION%%.*}0${VERSION##*.}0" CARGO_TARGET_DIR="$CUDA_TARGET" \
-    cargo build --release -p ner-retriever-engine --features cuda 9>&- >&2
+  cargo_cuda build >&2
 }
 
 case ${1:-} in
@@ -143,5 +149,9 @@ case ${1:-} in
     build
     printf '%s\n' "$ENGINE_CUDA_BINARY"
     ;;
-  *) die "unknown command '${1:-}'" "usage: engine_cuda.sh build|path" ;;
+  tests)
+    build
+    cargo_cuda test --lib --no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'
+    ;;
+  *) die "unknown command '${1:-}'" "usage: engine_cuda.sh build|path|tests" ;;
 esac

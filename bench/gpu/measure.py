@@ -73,7 +73,9 @@ class Torch:
     """transformers up to the block whose V is read."""
 
     def __init__(self, work, block, dtype, device):
-        model = AutoModelForCausalLM.from_pretrained(work, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(
+            work, dtype=dtype, attn_implementation="sdpa", num_hidden_layers=block + 1
+        )
         self.model = model.model
         self.block = self.model.layers[block]
         self.model.layers = self.model.layers[:block]
@@ -146,23 +148,26 @@ def check(engine, arguments, work, block):
     }
 
 
-def timed(work, rounds):
+def timed(work, seconds):
+    """Seconds that `work` takes where it is done again and again for a time: a card that gets hot slows down."""
     work()
     torch.cuda.synchronize()
-    started = time.time()
-    for _ in range(rounds):
-        work()
-    torch.cuda.synchronize()
+    started, rounds = time.time(), 0
+    while rounds == 0 or time.time() - started < seconds:
+        for _ in range(10):
+            work()
+        torch.cuda.synchronize()
+        rounds += 10
     return (time.time() - started) / rounds
 
 
-def ceilings():
+def ceilings(seconds):
     """bf16 products, FLOP/s, and copies, bytes read and written a second, of this card."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    product = 2 * 8192**3 / timed(lambda: a @ b, 50)
+    product = 2 * 8192**3 / timed(lambda: a @ b, seconds)
     source = torch.empty(1 << 32, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    copied = 2 * source.nbytes / timed(lambda: target.copy_(source), 20)
+    copied = 2 * source.nbytes / timed(lambda: target.copy_(source), seconds / 4)
     return product, copied
 
 
@@ -191,7 +196,7 @@ def main():
     rows = list(check(engine, arguments, work, shape["block"]).items())
     failed = [name for name, cosine in rows if cosine < 0.999]
     flops = 2 * parameters_used(shape)
-    product, copied = ceilings() if gpu else (None, None)
+    product, copied = ceilings(arguments.seconds) if gpu else (None, None)
     if gpu:
         rows += [("matrix ceiling, bf16, TFLOP/s", product / 1e12), ("copy, GB/s", copied / 1e9)]
     tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))

@@ -38,7 +38,7 @@ fn automatic() -> Result<Device> {
 /// about some states of a driver.
 #[cfg(feature = "cuda")]
 fn cuda(ordinal: usize, name: &str) -> Result<Device> {
-    let problem = match std::panic::catch_unwind(|| Device::new_cuda(ordinal)) {
+    let problem = match std::panic::catch_unwind(|| open_cuda(ordinal)) {
         Ok(Ok(device)) => return Ok(device),
         Ok(Err(error)) => error.to_string(),
         Err(_) => "the driver's library cannot be used".to_owned(),
@@ -50,6 +50,39 @@ fn cuda(ordinal: usize, name: &str) -> Result<Device> {
         problem,
         "Set ner_retriever.device to auto or cpu, or to a GPU that nvidia-smi lists on this machine.",
     ))
+}
+
+/// One stream for all threads: candle's default is a stream for each thread, and a batch passes through
+/// several. Memory that a batch frees stays with the process: by default the driver would take it from each
+/// batch at the next wait for the GPU, and give it back to the next.
+#[cfg(feature = "cuda")]
+fn open_cuda(ordinal: usize) -> candle_core::Result<Device> {
+    use candle_core::cuda_backend::{
+        WrapErr,
+        cudarc::driver::{result, sys},
+    };
+    let device = Device::new_cuda_with_stream(ordinal)?;
+    let cuda = device.as_cuda_device()?;
+    // SAFETY: there is one stream, on which all uses of a tensor are in the order of their launches.
+    unsafe { cuda.disable_event_tracking() };
+    let threshold = u64::MAX;
+    // SAFETY: the context that was just made is bound to this thread, and the pool is its device's; the
+    // attribute is a 64-bit number.
+    unsafe {
+        let pool = result::device::get(ordinal as i32).w()?;
+        let mut handle = std::ptr::null_mut();
+        sys::cuDeviceGetDefaultMemPool(&mut handle, pool)
+            .result()
+            .w()?;
+        sys::cuMemPoolSetAttribute(
+            handle,
+            sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+            (&raw const threshold).cast_mut().cast(),
+        )
+        .result()
+        .w()?;
+    }
+    Ok(device)
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -1,10 +1,10 @@
 //! From the residual stream to Q, K and V: what the families of models differ in.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::{
     config::LlamaConfig,
-    fused::{rms_norm, rotate},
+    fused::{columns, rms_norm, rotate},
     matrix::Matrix,
     weights::{Numbers, Weights},
 };
@@ -89,9 +89,7 @@ impl AttentionInputs {
         let (q_dim, kv_dim) = (heads * head_dim, config.kv_dim());
         let qkv = self.qkv.forward(&norm(config, x, &self.norm)?)?;
         let part = |from: usize, count: usize| {
-            qkv.narrow(D::Minus1, from, count * head_dim)?
-                .contiguous()?
-                .reshape((tokens, count, head_dim))
+            columns(&qkv, from, count * head_dim)?.reshape((tokens, count, head_dim))
         };
         let rotated = |from: usize, count: usize, head_norm: Option<&Tensor>| match head_norm {
             None => rotate(&qkv, from, count, cos, sin),

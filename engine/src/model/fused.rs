@@ -1,14 +1,16 @@
 //! The parts of a block between its matrix products, on the CPU. Candle runs them as several passes
 //! over tensors that do not fit the caches, some on one thread only, and compiled for the registers
 //! that every CPU has. Here each is one pass over rows, on all threads, compiled for the widths of
-//! registers that there are; [`pulp`] chooses at run time. Other devices and other numbers than f32 run
-//! candle's operations.
+//! registers that there are; [`pulp`] chooses at run time. A GPU in bf16 has kernels of its own
+//! ([`super::cuda`]); other numbers run candle's operations.
 
 use candle_core::{CpuStorage, D, DType, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 use candle_nn::{ops, rotary_emb::rope_thd};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::lanes::exp;
 
 /// Numbers that one task works on: enough to outweigh what starting it costs.
@@ -74,6 +76,10 @@ pub fn numbers<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
 
 /// The last dimension of `x` at a root mean square of 1, times `weight`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if cuda::takes(x) && cuda::takes(weight) {
+        return cuda::rms_norm(x, weight, eps);
+    }
     if !is_ours(x) {
         return ops::rms_norm(x, weight, eps);
     }
@@ -119,8 +125,18 @@ impl RowOp for RmsNorm<'_> {
     }
 }
 
+/// `count` columns of `x` `[tokens, width]` from column `from` on: `[tokens, count]`.
+pub fn columns(x: &Tensor, from: usize, count: usize) -> Result<Tensor> {
+    let part = x.narrow(D::Minus1, from, count)?;
+    #[cfg(feature = "cuda")]
+    if cuda::takes(x) && cuda::are_packs(&[from, count]) {
+        return cuda::columns(x, from, count);
+    }
+    part.contiguous()
+}
+
 /// Some heads of `x` `[tokens, width]`, which begin at column `from`, rotated by `cos` and `sin`
-/// `[tokens, head_dim / 2]`: `[tokens, heads, head_dim]`.
+/// `[tokens, head_dim / 2]` in f32: `[tokens, heads, head_dim]`.
 pub fn rotate(x: &Tensor, from: usize, heads: usize, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let ((tokens, width), (rows, half)) = (x.dims2()?, cos.dims2()?);
     let columns = heads * 2 * half;
@@ -128,10 +144,15 @@ pub fn rotate(x: &Tensor, from: usize, heads: usize, cos: &Tensor, sin: &Tensor)
         bail!("cannot rotate {heads} heads of {:?}", x.shape());
     }
     let shape = (tokens, heads, 2 * half);
+    #[cfg(feature = "cuda")]
+    if cuda::takes(x) && cuda::are_packs(&[from, half]) {
+        return cuda::rotate(x, from, heads, cos, sin);
+    }
     if !is_ours(x) {
         let part = x.narrow(D::Minus1, from, columns)?.contiguous()?;
         let part = part.reshape((1, tokens, heads, 2 * half))?;
-        return rope_thd(&part, cos, sin)?.squeeze(0);
+        let (cos, sin) = (cos.to_dtype(x.dtype())?, sin.to_dtype(x.dtype())?);
+        return rope_thd(&part, &cos, &sin)?.squeeze(0);
     }
     let (x_storage, x_layout) = x.storage_and_layout();
     let (cos_storage, cos_layout) = cos.storage_and_layout();
@@ -181,6 +202,10 @@ impl RowOp for Rotate<'_> {
 /// `[tokens, inner]`, the values in memory of `gate_up`, which is not to be used afterwards.
 pub fn swiglu(gate_up: Tensor) -> Result<Tensor> {
     let inner = gate_up.dim(D::Minus1)? / 2;
+    #[cfg(feature = "cuda")]
+    if cuda::takes(&gate_up) && cuda::are_packs(&[inner]) {
+        return cuda::swiglu(&gate_up);
+    }
     let gate = gate_up.narrow(D::Minus1, 0, inner)?;
     if is_ours(&gate_up) {
         gate_up.inplace_op1(&SwiGlu { inner })?;
@@ -192,6 +217,10 @@ pub fn swiglu(gate_up: Tensor) -> Result<Tensor> {
 
 /// `x` and `product`, whose memory the sum takes: it is not to be used afterwards.
 pub fn add(x: &Tensor, product: Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if cuda::takes(x) && cuda::takes(&product) {
+        return cuda::add(x, &product);
+    }
     if !is_ours(&product) || x.dims() != product.dims() {
         return x + product;
     }

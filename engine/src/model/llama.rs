@@ -8,7 +8,7 @@ use super::{
     attention::{Qkv, Values},
     block::Block,
     config::LlamaConfig,
-    packed_attention::{KeyValues, Plan, Queries, Sequence},
+    packed_attention::{Heads, KeyValues, Plan, Queries, Sequence},
     rope::Rope,
     weights::{Numbers, Weights},
 };
@@ -101,8 +101,7 @@ impl Llama {
         calibration: &[u32],
     ) -> error::Result<Self> {
         let config = weights.config().clone();
-        let rope =
-            Rope::new(&config, context, weights.dtype(), weights.device()).map_err(compute)?;
+        let rope = Rope::new(&config, context, weights.device()).map_err(compute)?;
         let embeddings = weights.embeddings(&[config.vocab_size, config.hidden_size])?;
         let mut model = Self {
             embeddings: match weights.numbers() {
@@ -218,11 +217,14 @@ impl Llama {
         }
         let past = cache.and_then(|cache| cache.first());
         let past_rows = past.map_or(Ok(0), |(keys, _)| keys.dim(0))?;
-        let head_dim = self.config.head_dim;
+        let heads = Heads {
+            dim: self.config.head_dim,
+            group: self.config.heads / self.config.kv_heads,
+        };
         let plan = |queries| {
             let numbers = self.numbers;
             Plan::new(
-                &sequences, queries, past_rows, head_dim, dtype, numbers, device,
+                &sequences, queries, past_rows, heads, dtype, numbers, device,
             )
         };
         let (cos, sin) = self.rope.rows(&Tensor::new(positions, device)?)?;

@@ -1,6 +1,6 @@
 //! A weight matrix and its product with activations.
 
-use candle_core::{CpuStorage, D, DType, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 
 use super::{bf16::Bf16, calibration::Measured, int8::Int8, panels::Panels, weights::Numbers};
 use crate::error::{self, compute};
@@ -11,7 +11,7 @@ pub enum Matrix {
     Panels(Panels),
     /// Rounded, on CPUs that have a unit for it.
     Bf16(Bf16),
-    /// Any other numbers, `[in, out]`.
+    /// Any other numbers, `[out, in]`.
     Float(Tensor),
     /// About to be quantized.
     Measured(Measured),
@@ -31,7 +31,7 @@ impl Matrix {
             Numbers::Int8 => Measured::new(weight).map(Self::Measured),
             Numbers::Bf16 if in_f32 => Bf16::new(&weight).map(Self::Bf16),
             _ if in_f32 => Panels::new(&weight).map(Self::Panels),
-            _ => weight.t()?.contiguous().map(Self::Float),
+            _ => Ok(Self::Float(weight)),
         };
         matrix().map_err(compute)
     }
@@ -49,7 +49,7 @@ impl Matrix {
         match self {
             Self::Panels(weight) => weight.product(x),
             Self::Bf16(weight) => weight.product(x),
-            Self::Float(weight) => x.matmul(weight),
+            Self::Float(weight) => x.matmul(&weight.t()?),
             Self::Measured(weight) => weight.product(x),
             Self::Int8(weight) => weight.product(x),
         }
@@ -62,8 +62,8 @@ impl Matrix {
             Self::Panels(weight) => weight.last(x, count)?,
             Self::Bf16(weight) => weight.last(x, count)?,
             Self::Float(weight) => {
-                let from = weight.dim(D::Minus1)? - count;
-                x.matmul(&weight.narrow(D::Minus1, from, count)?.contiguous()?)?
+                let from = weight.dim(0)? - count;
+                x.matmul(&weight.narrow(0, from, count)?.t()?)?
             }
             Self::Measured(_) | Self::Int8(_) => return Ok(None),
         };

@@ -8,6 +8,8 @@ mod blocked_attention;
 mod calibration;
 pub mod config;
 mod cpu_attention;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod fused;
 mod gated;
 pub mod gguf;

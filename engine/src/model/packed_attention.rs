@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+#[cfg(feature = "cuda")]
+use super::cuda::Tiles;
 use super::{
     cpu_attention::{LANES, in_place},
     padded_attention::Padding,
@@ -45,38 +47,62 @@ impl Queries {
     }
 }
 
+/// The heads of a model.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads {
+    /// Numbers of each.
+    pub dim: usize,
+    /// Query heads that share a head of the keys.
+    pub group: usize,
+}
+
 /// The attention of one batch, the same in every block.
 pub struct Plan {
     sequences: Vec<Sequence>,
     queries: Queries,
-    /// `None` where the CPU's own kernel runs.
-    padding: Option<Padding>,
-    /// Whether that kernel may compute in int8.
-    in_int8: bool,
+    heads: Heads,
+    way: Way,
+}
+
+enum Way {
+    /// The CPU's kernel, which may compute in int8.
+    Cpu { in_int8: bool },
+    /// A GPU's kernel.
+    #[cfg(feature = "cuda")]
+    Cuda(Tiles),
+    /// candle's operations.
+    Padded(Padding),
 }
 
 impl Plan {
-    /// For sequences that continue an earlier pass of `past_rows` tokens, and heads of `head_dim`
-    /// numbers of a type, of a model that computes in `numbers`.
+    /// For sequences that continue an earlier pass of `past_rows` tokens, in activations of a type, of
+    /// a model that computes in `numbers`.
     pub fn new(
         sequences: &[Sequence],
         queries: Queries,
         past_rows: usize,
-        head_dim: usize,
+        heads: Heads,
         dtype: DType,
         numbers: Numbers,
         device: &Device,
     ) -> Result<Self> {
-        let has_kernel = device.is_cpu() && dtype == DType::F32 && head_dim.is_multiple_of(LANES);
-        let padding = (!has_kernel)
-            .then(|| Padding::new(sequences, queries, past_rows, dtype, device))
-            .transpose()?;
-        Ok(Self {
+        let plan = |way| Self {
             sequences: sequences.to_vec(),
             queries,
-            padding,
-            in_int8: numbers == Numbers::Int8,
-        })
+            heads,
+            way,
+        };
+        if device.is_cpu() && dtype == DType::F32 && heads.dim.is_multiple_of(LANES) {
+            let in_int8 = numbers == Numbers::Int8;
+            return Ok(plan(Way::Cpu { in_int8 }));
+        }
+        #[cfg(feature = "cuda")]
+        if Tiles::fit(heads, dtype, device) {
+            let tiles = Tiles::new(sequences, queries, heads.group, device)?;
+            return Ok(plan(Way::Cuda(tiles)));
+        }
+        let padding = Padding::new(sequences, queries, past_rows, dtype, device)?;
+        Ok(plan(Way::Padded(padding)))
     }
 
     /// What each query of `q` `[queries, heads, head_dim]` reads of its sequence: as `q`.
@@ -84,47 +110,43 @@ impl Plan {
     /// `q` has the queries of the sequences one after the other; `past` are the keys and values of
     /// the earlier pass, without which all prefixes must be empty.
     pub fn attend(&self, q: &Tensor, own: KeyValues, past: Option<KeyValues>) -> Result<Tensor> {
-        check(q, own, past, &self.sequences, self.queries)?;
-        match &self.padding {
-            None => {
-                let sequences = &self.sequences;
-                in_place(q, own, past, sequences, self.queries, self.in_int8)
-            }
-            Some(padding) => padding.attend(q, own, past),
+        self.check(q, own, past)?;
+        match &self.way {
+            Way::Cpu { in_int8 } => in_place(q, own, past, &self.sequences, self.queries, *in_int8),
+            #[cfg(feature = "cuda")]
+            Way::Cuda(tiles) => tiles.attend(q, own, past),
+            Way::Padded(padding) => padding.attend(q, own, past),
         }
     }
-}
 
-/// The kernels index by what this has seen to be there.
-fn check(
-    q: &Tensor,
-    own: KeyValues,
-    past: Option<KeyValues>,
-    sequences: &[Sequence],
-    queries: Queries,
-) -> Result<()> {
-    let (rows, heads, head_dim) = q.dims3()?;
-    let (own_rows, kv_heads, _) = own.keys.dims3()?;
-    let past_rows = past.map_or(Ok(0), |past| past.keys.dim(0))?;
-    let shaped = |of: KeyValues, rows| {
-        let shape = [rows, kv_heads, head_dim];
-        of.keys.dims() == shape && of.values.dims() == shape
-    };
-    if !shaped(own, own_rows) || past.is_some_and(|past| !shaped(past, past_rows)) {
-        bail!("keys and values of other shapes than the queries ask for");
+    /// The kernels index by what this has seen to be there.
+    fn check(&self, q: &Tensor, own: KeyValues, past: Option<KeyValues>) -> Result<()> {
+        let (rows, heads, head_dim) = q.dims3()?;
+        let (own_rows, kv_heads, _) = own.keys.dims3()?;
+        let past_rows = past.map_or(Ok(0), |past| past.keys.dim(0))?;
+        let shaped = |of: KeyValues, rows| {
+            let shape = [rows, kv_heads, head_dim];
+            of.keys.dims() == shape && of.values.dims() == shape
+        };
+        if !shaped(own, own_rows) || past.is_some_and(|past| !shaped(past, past_rows)) {
+            bail!("keys and values of other shapes than the queries ask for");
+        }
+        if (heads, head_dim) != (kv_heads * self.heads.group, self.heads.dim) {
+            bail!(
+                "{heads} query heads and {kv_heads} heads of {head_dim} where {:?} are expected",
+                self.heads
+            );
+        }
+        let inside = |sequence: &Sequence| {
+            let rows = |range: &Range<usize>, rows| range.start <= range.end && range.end <= rows;
+            rows(&sequence.prefix, past_rows) && rows(&sequence.own, own_rows)
+        };
+        let expected = self.sequences.iter().map(|s| self.queries.of(&s.own));
+        if rows != expected.sum::<usize>() || !self.sequences.iter().all(inside) {
+            bail!("sequences outside the {rows} queries, {own_rows} and {past_rows} keys");
+        }
+        Ok(())
     }
-    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-        bail!("{heads} query heads do not divide into {kv_heads} groups");
-    }
-    let inside = |sequence: &Sequence| {
-        let rows = |range: &Range<usize>, rows| range.start <= range.end && range.end <= rows;
-        rows(&sequence.prefix, past_rows) && rows(&sequence.own, own_rows)
-    };
-    let expected: usize = sequences.iter().map(|s| queries.of(&s.own)).sum();
-    if rows != expected || !sequences.iter().all(inside) {
-        bail!("sequences outside the {rows} queries, {own_rows} and {past_rows} keys");
-    }
-    Ok(())
 }
 
 /// What scores are multiplied by.
@@ -133,4 +155,4 @@ pub fn scale(head_dim: usize) -> f32 {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -1,6 +1,6 @@
 //! Rotary position embeddings: cosine and sine tables.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::config::{LlamaConfig, RopeScaling};
 
@@ -13,13 +13,8 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Tables for positions `0..context`, in the numbers of the model's activations.
-    pub fn new(
-        config: &LlamaConfig,
-        context: usize,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Self> {
+    /// Tables for positions `0..context`, in f32.
+    pub fn new(config: &LlamaConfig, context: usize, device: &Device) -> Result<Self> {
         let frequencies = inverse_frequencies(config);
         let half = frequencies.len();
         let angles: Vec<f32> = (0..context)
@@ -31,8 +26,8 @@ impl Rope {
             .collect();
         let angles = Tensor::from_vec(angles, (context, half), device)?;
         Ok(Self {
-            cos: angles.cos()?.to_dtype(dtype)?,
-            sin: angles.sin()?.to_dtype(dtype)?,
+            cos: angles.cos()?,
+            sin: angles.sin()?,
         })
     }
 

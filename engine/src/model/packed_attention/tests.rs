@@ -9,7 +9,7 @@ use super::*;
 use crate::model::int8::{has_int8, may_saturate, tests::error};
 
 /// With a copy of each sequence's keys and values, for candle's kernel.
-fn gathered(
+pub fn gathered(
     q: &Tensor,
     own: KeyValues,
     past: Option<KeyValues>,
@@ -55,12 +55,12 @@ fn gathered(
     )
 }
 
-fn random(rows: usize, heads: usize, head_dim: usize, size: f32) -> Tensor {
+pub fn random(rows: usize, heads: usize, head_dim: usize, size: f32) -> Tensor {
     Tensor::randn(0f32, size, (rows, heads, head_dim), &Device::Cpu).unwrap()
 }
 
 /// Sequences of `(prefix, length)`, their own rows one after the other.
-fn sequences(of: &[(Range<usize>, usize)]) -> Vec<Sequence> {
+pub fn sequences(of: &[(Range<usize>, usize)]) -> Vec<Sequence> {
     let mut row = 0;
     of.iter()
         .map(|(prefix, length)| {
@@ -73,7 +73,7 @@ fn sequences(of: &[(Range<usize>, usize)]) -> Vec<Sequence> {
         .collect()
 }
 
-fn largest(tensor: &Tensor) -> f32 {
+pub fn largest(tensor: &Tensor) -> f32 {
     let all = tensor.abs().unwrap().flatten_all().unwrap();
     all.max(0).unwrap().to_scalar().unwrap()
 }
@@ -117,8 +117,12 @@ fn compare(of: &[(Range<usize>, usize)], past_rows: usize, shape: [usize; 3], si
         let padding = Padding::new(&sequences, queries, past_rows, dtype, device).unwrap();
         close(&padding.attend(&q, own, past).unwrap(), "padded");
         let numbers = Numbers::F32;
+        let of_heads = Heads {
+            dim: head_dim,
+            group: heads / kv_heads,
+        };
         let plan = Plan::new(
-            &sequences, queries, past_rows, head_dim, dtype, numbers, device,
+            &sequences, queries, past_rows, of_heads, dtype, numbers, device,
         )
         .unwrap();
         let ours = plan.attend(&q, own, past).unwrap();
@@ -192,8 +196,12 @@ fn int8_is_near_f32() {
     let q = tensor(rows, heads);
     let attend = |sequences: &[Sequence], numbers, q: &Tensor| {
         let (queries, dtype, device) = (Queries::All, DType::F32, &Device::Cpu);
+        let of_heads = Heads {
+            dim: head_dim,
+            group: heads / kv_heads,
+        };
         let plan = Plan::new(
-            sequences, queries, past_rows, head_dim, dtype, numbers, device,
+            sequences, queries, past_rows, of_heads, dtype, numbers, device,
         );
         plan.unwrap().attend(q, own, past).unwrap()
     };
@@ -238,7 +246,8 @@ fn what_does_not_fit_together_is_an_error() {
     let run = |q: &Tensor, own, past, sequences: &[Sequence]| {
         let (dtype, device) = (DType::F32, &Device::Cpu);
         let numbers = Numbers::F32;
-        Plan::new(sequences, Queries::All, 3, 16, dtype, numbers, device)?.attend(q, own, past)
+        let heads = Heads { dim: 16, group: 2 };
+        Plan::new(sequences, Queries::All, 3, heads, dtype, numbers, device)?.attend(q, own, past)
     };
     let q = random(6, 4, 16, 1.0);
     run(&q, own, past, &fits).unwrap();

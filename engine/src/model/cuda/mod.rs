@@ -1,0 +1,205 @@
+//! What a block does between its matrix products, in kernels of our own for NVIDIA GPUs: candle's take several
+//! passes over memory, and read strided tensors number by number. They take contiguous bf16 whose sizes divide
+//! into 16-byte loads; whatever else there is runs candle's operations.
+
+mod attention;
+
+use std::ops::Deref;
+
+use candle_core::{
+    D, DType, Result, Shape, Storage, Tensor, bail,
+    cuda_backend::{
+        CudaDType, CudaDevice, CudaStorage, WrapErr,
+        cudarc::driver::{CudaSlice, CudaView, LaunchConfig, PushKernelArg},
+    },
+    op::BackpropOp,
+};
+use half::bf16;
+
+pub use attention::Tiles;
+
+/// Numbers of one load: the kernels' `PACK`.
+const PACK: usize = 8;
+const MODULE: &str = "ner_retriever";
+const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
+
+/// Whether the kernels of this file take a tensor.
+pub fn takes(x: &Tensor) -> bool {
+    let aligned = |(from, _): (usize, usize)| from.is_multiple_of(PACK);
+    x.device().is_cuda()
+        && x.dtype() == DType::BF16
+        && x.layout().contiguous_offsets().is_some_and(aligned)
+        && x.dim(D::Minus1)
+            .is_ok_and(|width| width > 0 && width.is_multiple_of(PACK))
+        && x.elem_count() > 0
+}
+
+/// Whether counts of numbers divide into loads.
+pub fn are_packs(counts: &[usize]) -> bool {
+    counts.iter().all(|count| count.is_multiple_of(PACK))
+}
+
+/// Numbers of a tensor in the GPU's memory, while it is borrowed.
+struct Input<S> {
+    storage: S,
+    numbers: (usize, usize),
+}
+
+/// Those of a contiguous tensor.
+fn input(tensor: &Tensor) -> Result<Input<impl Deref<Target = Storage> + '_>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match layout.contiguous_offsets() {
+        Some(numbers) => Ok(Input { storage, numbers }),
+        None => bail!("expected a contiguous tensor"),
+    }
+}
+
+impl<S: Deref<Target = Storage>> Input<S> {
+    fn storage(&self) -> Result<&CudaStorage> {
+        match &*self.storage {
+            Storage::Cuda(storage) => Ok(storage),
+            _ => bail!("expected a tensor in the GPU's memory"),
+        }
+    }
+
+    fn device(&self) -> Result<&CudaDevice> {
+        Ok(&self.storage()?.device)
+    }
+
+    fn view<T: CudaDType>(&self) -> Result<CudaView<'_, T>> {
+        let (from, to) = self.numbers;
+        Ok(self.storage()?.as_cuda_slice::<T>()?.slice(from..to))
+    }
+}
+
+/// A tensor of what a kernel has written.
+fn output(slice: CudaSlice<bf16>, device: &CudaDevice, shape: impl Into<Shape>) -> Tensor {
+    let storage = CudaStorage::wrap_cuda_slice(slice, device.clone());
+    Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
+}
+
+fn threads(items: usize, most: usize) -> u32 {
+    items.next_multiple_of(32).min(most) as u32
+}
+
+fn launch(grid: (usize, usize), threads: u32) -> LaunchConfig {
+    LaunchConfig {
+        grid_dim: (grid.0 as u32, grid.1 as u32, 1),
+        block_dim: (threads, 1, 1),
+        shared_mem_bytes: 0,
+    }
+}
+
+/// [`super::fused::rms_norm`].
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
+    if weight.dims() != [width] {
+        bail!("a norm of {:?} for {:?}", weight.shape(), x.shape());
+    }
+    let (x_in, norm) = (input(x)?, input(weight)?);
+    let device = x_in.device()?;
+    let (numbers, weights) = (x_in.view::<bf16>()?, norm.view::<bf16>()?);
+    let function = device.get_or_load_custom_func("rms_norm", MODULE, PTX)?;
+    // SAFETY: the kernel below writes all of it.
+    let out = unsafe { device.alloc::<bf16>(x.elem_count()) }?;
+    let packs = width / PACK;
+    let count = packs as i32;
+    let mut builder = function.builder();
+    builder
+        .arg(&numbers)
+        .arg(&weights)
+        .arg(&out)
+        .arg(&count)
+        .arg(&eps);
+    let config = launch((x.elem_count() / width, 1), threads(packs, 512));
+    // SAFETY: a block for each row, and as many numbers a row as weights.
+    unsafe { builder.launch(config) }.w()?;
+    Ok(output(out, device, x.shape()))
+}
+
+/// The sum of two tensors of one shape.
+pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    const THREADS: usize = 256;
+    if a.dims() != b.dims() {
+        bail!("cannot add {:?} and {:?}", a.shape(), b.shape());
+    }
+    let (x, y) = (input(a)?, input(b)?);
+    let device = x.device()?;
+    let (left, right) = (x.view::<bf16>()?, y.view::<bf16>()?);
+    let function = device.get_or_load_custom_func("add", MODULE, PTX)?;
+    // SAFETY: the kernel below writes all of it.
+    let out = unsafe { device.alloc::<bf16>(a.elem_count()) }?;
+    let packs = a.elem_count() / PACK;
+    let mut builder = function.builder();
+    builder.arg(&left).arg(&right).arg(&out).arg(&packs);
+    // SAFETY: threads beyond the last pack do nothing; all three have as many numbers.
+    unsafe { builder.launch(launch((packs.div_ceil(THREADS), 1), THREADS as u32)) }.w()?;
+    Ok(output(out, device, a.shape()))
+}
+
+/// [`super::fused::swiglu`], into a tensor of its own.
+pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
+    let (tokens, width) = gate_up.dims2()?;
+    let inner = width / 2;
+    let both = input(gate_up)?;
+    let device = both.device()?;
+    let numbers = both.view::<bf16>()?;
+    let function = device.get_or_load_custom_func("swiglu", MODULE, PTX)?;
+    // SAFETY: the kernel below writes all of it.
+    let out = unsafe { device.alloc::<bf16>(tokens * inner) }?;
+    let packs = inner / PACK;
+    let count = packs as i32;
+    let mut builder = function.builder();
+    builder.arg(&numbers).arg(&out).arg(&count);
+    let threads = threads(packs, 256);
+    let config = launch((packs.div_ceil(threads as usize), tokens), threads);
+    // SAFETY: a row of blocks for each token; threads beyond its last pack do nothing.
+    unsafe { builder.launch(config) }.w()?;
+    Ok(output(out, device, (tokens, inner)))
+}
+
+/// [`super::fused::rotate`], by cosines and sines in f32.
+pub fn rotate(x: &Tensor, from: usize, heads: usize, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let ((tokens, width), half) = (x.dims2()?, cos.dim(D::Minus1)?);
+    let (x_in, cos, sin) = (input(x)?, input(cos)?, input(sin)?);
+    let device = x_in.device()?;
+    let numbers = x_in.view::<bf16>()?;
+    let (cos, sin) = (cos.view::<f32>()?, sin.view::<f32>()?);
+    let function = device.get_or_load_custom_func("rotate", MODULE, PTX)?;
+    // SAFETY: the kernel below writes all of it.
+    let out = unsafe { device.alloc::<bf16>(tokens * heads * 2 * half) }?;
+    let counts = [width / PACK, from / PACK, heads, half / PACK].map(|count| count as i32);
+    let mut builder = function.builder();
+    builder.arg(&numbers).arg(&cos).arg(&sin).arg(&out);
+    for count in &counts {
+        builder.arg(count);
+    }
+    let config = launch((tokens, 1), threads(heads * half / PACK, 256));
+    // SAFETY: a block for each token; the caller has seen that the heads lie within its row, and that there
+    // is an angle for each half of a head.
+    unsafe { builder.launch(config) }.w()?;
+    Ok(output(out, device, (tokens, heads, 2 * half)))
+}
+
+/// [`super::fused::columns`].
+pub fn columns(x: &Tensor, from: usize, count: usize) -> Result<Tensor> {
+    let (tokens, width) = x.dims2()?;
+    let x_in = input(x)?;
+    let device = x_in.device()?;
+    let numbers = x_in.view::<bf16>()?;
+    let function = device.get_or_load_custom_func("columns", MODULE, PTX)?;
+    // SAFETY: the kernel below writes all of it.
+    let out = unsafe { device.alloc::<bf16>(tokens * count) }?;
+    let counts = [width, from, count].map(|count| (count / PACK) as i32);
+    let mut builder = function.builder();
+    builder.arg(&numbers).arg(&out);
+    for count in &counts {
+        builder.arg(count);
+    }
+    // SAFETY: a block for each token; the caller has seen that the columns lie within its row.
+    unsafe { builder.launch(launch((tokens, 1), threads(count / PACK, 256))) }.w()?;
+    Ok(output(out, device, (tokens, count)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+//! Against the same in f32 on the CPU, on the GPU that there is; without one the tests say that they skip.
+
+use std::ops::Range;
+
+use candle_core::Device;
+
+use super::*;
+use crate::{
+    device,
+    model::{
+        fused,
+        packed_attention::{
+            Heads, KeyValues, Plan, Queries,
+            tests::{gathered, largest, random, sequences},
+        },
+        weights::Numbers,
+    },
+};
+
+/// What bf16 rounds, of the largest number.
+const ROUNDING: f32 = 1.0 / 128.0;
+
+fn gpu() -> Option<Device> {
+    let device = device::select("cuda").ok();
+    if device.is_none() {
+        println!("skipped: there is no GPU");
+    }
+    device
+}
+
+/// Random numbers that bf16 has, and the same on the GPU.
+fn both(shape: &[usize], gpu: &Device) -> (Tensor, Tensor) {
+    let on_gpu = Tensor::randn(0f32, 2.0, shape, &Device::Cpu)
+        .and_then(|numbers| numbers.to_dtype(DType::BF16)?.to_device(gpu));
+    let on_gpu = on_gpu.unwrap();
+    (back(&on_gpu), on_gpu)
+}
+
+fn back(on_gpu: &Tensor) -> Tensor {
+    let numbers = on_gpu.to_device(&Device::Cpu).unwrap();
+    numbers.to_dtype(DType::F32).unwrap()
+}
+
+fn close(ours: &Tensor, expected: &Tensor, what: &str) {
+    assert_eq!(ours.dims(), expected.dims(), "{what}");
+    let error = largest(&(back(ours) - expected).unwrap()) / largest(expected);
+    assert!(error < ROUNDING, "{what}: {error}");
+}
+
+#[test]
+fn kernels_are_the_cpus() {
+    let Some(gpu) = gpu() else { return };
+    for (tokens, inner) in [(1, 8), (7, 64), (300, 4096), (33, 14_336)] {
+        let ((x, gx), (y, gy)) = (both(&[tokens, inner], &gpu), both(&[tokens, inner], &gpu));
+        let (weight, g_weight) = both(&[inner], &gpu);
+        assert!(takes(&gx) && takes(&g_weight));
+        let ours = fused::rms_norm(&gx, &g_weight, 1e-5).unwrap();
+        close(&ours, &fused::rms_norm(&x, &weight, 1e-5).unwrap(), "norm");
+        let ours = fused::add(&gx, gy.clone()).unwrap();
+        close(&ours, &fused::add(&x, y.copy().unwrap()).unwrap(), "sum");
+        let (gate_up, g_gate_up) = both(&[tokens, 2 * inner], &gpu);
+        let ours = fused::swiglu(g_gate_up).unwrap();
+        let expected = fused::swiglu(gate_up).unwrap().contiguous().unwrap();
+        close(&ours, &expected, "swiglu");
+    }
+}
+
+#[test]
+fn heads_are_cut_out_and_rotated() {
+    let Some(gpu) = gpu() else { return };
+    for (tokens, heads, dim, from) in [(1, 1, 16, 0), (40, 3, 64, 8), (300, 32, 128, 4096)] {
+        let (x, gx) = both(&[tokens, from + heads * dim + 24], &gpu);
+        let angle = || Tensor::rand(-1f32, 1.0, (tokens, dim / 2), &Device::Cpu).unwrap();
+        let (cos, sin) = (angle(), angle());
+        let on_gpu = |of: &Tensor| of.to_device(&gpu).unwrap();
+        let ours = fused::rotate(&gx, from, heads, &on_gpu(&cos), &on_gpu(&sin)).unwrap();
+        close(
+            &ours,
+            &fused::rotate(&x, from, heads, &cos, &sin).unwrap(),
+            "rotated",
+        );
+        let ours = fused::columns(&gx, from, heads * dim).unwrap();
+        close(
+            &ours,
+            &fused::columns(&x, from, heads * dim).unwrap(),
+            "columns",
+        );
+    }
+}
+
+/// Sequences of `(prefix, length)`, all queries and the last alone.
+fn attention(gpu: &Device, of: &[(Range<usize>, usize)], past_rows: usize, shape: [usize; 3]) {
+    let [heads, kv_heads, head_dim] = shape;
+    let sequences = sequences(of);
+    let rows = of.iter().map(|(_, length)| length).sum();
+    let tensor = |rows, heads| {
+        let on_gpu = random(rows, heads, head_dim, 2.0)
+            .to_dtype(DType::BF16)
+            .unwrap();
+        let on_gpu = on_gpu.to_device(gpu).unwrap();
+        (back(&on_gpu), on_gpu)
+    };
+    let ((keys, g_keys), (values, g_values)) = (tensor(rows, kv_heads), tensor(rows, kv_heads));
+    let (past_keys, g_past_keys) = tensor(past_rows.max(1), kv_heads);
+    let (past_values, g_past_values) = tensor(past_rows.max(1), kv_heads);
+    let (q, g_q) = tensor(rows, heads);
+    let ends: Vec<u32> = sequences.iter().map(|s| s.own.end as u32 - 1).collect();
+    let select = |of: &Tensor| {
+        let ends = Tensor::new(ends.as_slice(), of.device()).unwrap();
+        of.index_select(&ends, 0).unwrap()
+    };
+    for queries in [Queries::All, Queries::Last] {
+        let (q, g_q) = match queries {
+            Queries::All => (q.clone(), g_q.clone()),
+            Queries::Last => (select(&q), select(&g_q)),
+        };
+        let pair = |keys, values| KeyValues { keys, values };
+        let past = (past_rows > 0).then_some(pair(&past_keys, &past_values));
+        let own = pair(&keys, &values);
+        let expected = gathered(&q, own, past, &sequences, queries).unwrap();
+        let of_heads = Heads {
+            dim: head_dim,
+            group: heads / kv_heads,
+        };
+        assert!(Tiles::fit(of_heads, DType::BF16, gpu));
+        let plan = Plan::new(
+            &sequences,
+            queries,
+            past_rows,
+            of_heads,
+            DType::BF16,
+            Numbers::Bf16,
+            gpu,
+        );
+        let past = (past_rows > 0).then_some(pair(&g_past_keys, &g_past_values));
+        let ours = plan
+            .unwrap()
+            .attend(&g_q, pair(&g_keys, &g_values), past)
+            .unwrap();
+        close(&ours, &expected, &format!("{of:?} {shape:?} {queries:?}"));
+    }
+}
+
+#[test]
+fn attention_is_the_cpus() {
+    let Some(gpu) = gpu() else { return };
+    for shape in [
+        [32, 8, 128],
+        [9, 3, 64],
+        [14, 2, 64],
+        [4, 4, 128],
+        [12, 2, 128],
+    ] {
+        let alone = |lengths: &[usize]| lengths.iter().map(|&n| (0..0, n)).collect::<Vec<_>>();
+        attention(&gpu, &alone(&[1]), 0, shape);
+        attention(
+            &gpu,
+            &alone(&[1, 2, 16, 17, 33, 1, 40, 64, 65, 128]),
+            0,
+            shape,
+        );
+        attention(&gpu, &alone(&[512, 3, 130]), 0, shape);
+        let shared = [
+            (0..30, 5),
+            (0..30, 1),
+            (30..31, 4),
+            (0..0, 7),
+            (31..50, 20),
+            (0..30, 6),
+        ];
+        attention(&gpu, &shared, 50, shape);
+        attention(
+            &gpu,
+            &[(100..612, 64), (0..100, 1), (100..612, 3)],
+            612,
+            shape,
+        );
+    }
+}
