@@ -10,9 +10,10 @@ use crate::{
     backend::{Backend, Input, Output},
     batches::parts,
     device,
+    download::Downloads,
     error::{EngineError, ErrorKind, Result, compute},
+    finder::Finder,
     head::{self, Head, HeadDescription},
-    mentions::{candidates::Candidates, probe::Probe},
     model::{
         BaseModel, Checkpoint, MAX_WINDOW, Numbers, default_numbers,
         llama::{Packed, Wanted},
@@ -37,6 +38,7 @@ pub struct Embedder {
     head: Head,
     info: ModelInfo,
     device: Device,
+    downloads: Downloads,
 }
 
 /// What the model gave for a window.
@@ -116,6 +118,7 @@ impl Embedder {
             model,
             head,
             device,
+            downloads: Downloads::default(),
         })
     }
 
@@ -200,26 +203,21 @@ impl Embedder {
             windows.iter().any(|window| window.embed),
         );
         let packed = Packed::new(windows.iter().map(|window| window.ids.as_slice()));
+        let mut finder = Finder::new(windows, detector.map(|(probe, _)| probe), &self.downloads);
         let activations = self
             .model
             .llama
-            .forward(&packed, &wanted)
+            .forward_choosing(&packed, &wanted, &mut finder)
             .map_err(compute)?;
-        let proposals = match (detector, activations.hidden.first()) {
-            (Some((probe, _)), Some(hidden)) => propose(windows, probe, hidden).map_err(compute)?,
-            _ => vec![Vec::new(); windows.len()],
-        };
-        let mut found = Vec::with_capacity(windows.len());
+        let found = finder.found;
         let mut places = Vec::new();
         let mut offset = 0;
-        for (window, proposals) in windows.iter().zip(&proposals) {
-            let (spans, ends) = window.mentions(proposals);
+        for (window, spans) in windows.iter().zip(&found) {
             if window.embed {
-                for ((bytes, _), end) in spans.iter().zip(ends) {
-                    places.push(self.place(window, offset, bytes, end)?);
+                for (bytes, _) in spans {
+                    places.push(self.place(places.len(), window, offset, bytes)?);
                 }
             }
-            found.push(spans);
             offset += window.ids.len();
         }
         let values = if places.is_empty() {
@@ -231,18 +229,18 @@ impl Embedder {
         Ok(Represented { found, values })
     }
 
-    /// Where a mention of a window, whose rows begin at `offset`, is in the pass.
+    /// What a pass knows the mention `number` by, which is in a window whose rows begin at `offset`.
     fn place(
         &self,
+        number: usize,
         window: &Window,
         offset: usize,
         bytes: &Range<usize>,
-        end: usize,
     ) -> Result<Place> {
         let representations = &self.head.description.representations;
         let mention = &window.text[bytes.clone()];
         Ok(Place {
-            end: offset + end,
+            value: number,
             prefix: offset..offset + window.ids.len(),
             suffixes: mention_suffixes(&self.model, representations, mention)?,
         })
@@ -367,32 +365,4 @@ impl Backend for Embedder {
     fn finish(&self, prepared: Prepared, outputs: Vec<WindowOutput>) -> Result<Output> {
         finish(prepared, outputs)
     }
-}
-
-/// Per window, the spans of words that the probe takes for mentions, with their probabilities;
-/// `hidden` is `[tokens, hidden_size]`.
-fn propose(
-    windows: &[&Window],
-    probe: &Probe,
-    hidden: &Tensor,
-) -> candle_core::Result<Vec<Scored>> {
-    let mut candidates = Candidates::default();
-    let mut offset = 0;
-    for (index, window) in windows.iter().enumerate() {
-        if let Task::Detect { words, .. } = &window.task {
-            candidates.add(index, words, offset, window.ids.len());
-        }
-        offset += window.ids.len();
-    }
-    let scores = probe.score(hidden, &candidates)?;
-    let mut proposals = vec![Vec::new(); windows.len()];
-    for (span, score) in candidates.spans.iter().zip(scores) {
-        if let Task::Detect { threshold, .. } = &windows[span.sequence].task
-            && score >= *threshold
-        {
-            let words = span.first_word..span.last_word + 1;
-            proposals[span.sequence].push((words, score));
-        }
-    }
-    Ok(proposals)
 }

@@ -239,7 +239,7 @@ impl<'a> Reader<'a> {
             sequences.push(offset..ids.len());
             let mentions = text.ends.iter().zip(&text.suffixes);
             places.extend(mentions.map(|(end, suffixes)| Place {
-                end: offset + 1 + end,
+                value: offset + 1 + end,
                 prefix: offset..ids.len(),
                 suffixes: suffixes.clone(),
             }));

@@ -102,8 +102,8 @@ pub fn want(representations: &[Representation], wanted: &mut Wanted) {
 
 /// A mention in a packed pass.
 pub struct Place {
-    /// Row of the token that holds its end.
-    pub end: usize,
+    /// Row of its V among [`Activations::values`].
+    pub value: usize,
     /// Rows that its suffixes continue: its text's.
     pub prefix: Range<usize>,
     /// Token ids of its suffix for each suffix representation, in their order.
@@ -218,7 +218,7 @@ pub fn represent_with_states(
                 let Some(values) = values.next() else {
                     candle_core::bail!("the pass has too few values");
                 };
-                parts.push(select(values, places.iter().map(|place| place.end))?);
+                parts.push(select(values, places.iter().map(|place| place.value))?);
             }
             Representation::Suffix { block, .. } => {
                 let number = suffixes.next().unwrap_or(0);
@@ -307,7 +307,7 @@ mod tests {
 
     fn place(prefix: Range<usize>, suffix: &[u32]) -> Place {
         Place {
-            end: 0,
+            value: 0,
             prefix,
             suffixes: vec![vec![0], suffix.to_vec()],
         }

@@ -10,7 +10,7 @@ use ner_retriever_engine::model::{
     BaseModel, Checkpoint, Numbers,
     config::RopeScaling,
     has_amx,
-    llama::{Continuation, Packed, Wanted},
+    llama::{Chooser, Continuation, Packed, Wanted},
 };
 use serde::Deserialize;
 
@@ -205,6 +205,88 @@ fn a_qwen_2_checkpoint_matches_transformers() {
 fn a_qwen_3_checkpoint_matches_transformers() {
     let gguf = check_both("tiny_qwen3", "qwen2");
     assert!(gguf.llama.config().attention.qk_norm);
+}
+
+/// Names rows once it has seen the hidden states.
+struct Chosen {
+    rows: Vec<u32>,
+    seen: usize,
+}
+
+impl Chooser for Chosen {
+    fn see(&mut self, hidden: &[Tensor]) -> candle_core::Result<()> {
+        self.seen += hidden.len();
+        Ok(())
+    }
+
+    fn rows(&mut self) -> candle_core::Result<Vec<u32>> {
+        assert_eq!(self.seen, 1);
+        Ok(std::mem::take(&mut self.rows))
+    }
+}
+
+/// Chosen rows have the values that they have in a pass of all rows, wherever the hidden states are read
+/// and whatever else is wanted.
+#[test]
+fn chosen_rows_have_the_values_of_a_whole_pass() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for name in ["tiny_llama3", "tiny_qwen2", "tiny_qwen3"] {
+        let models = [
+            (load(&folder.join(name)), F32.packed),
+            (load_in(Numbers::F16, &folder.join(name)), F16.packed),
+        ];
+        for (model, tolerance) in models {
+            check_chosen(&model, tolerance);
+        }
+    }
+}
+
+fn check_chosen(model: &BaseModel, tolerance: f64) {
+    let last = model.llama.last_block();
+    let texts: [&[u32]; 3] = [&[1, 5, 9, 3, 7], &[4], &[8, 2, 6]];
+    let packed = Packed::new(texts);
+    // Out of order, one of them twice.
+    let rows = [8, 0, 3, 5, 3];
+    for (hidden, values, cached_blocks) in [
+        (1, vec![last], 0),
+        (last, vec![last], 0),
+        (1, vec![0, last], 0),
+        (1, vec![1], last),
+        (0, vec![last, 1], 1),
+    ] {
+        let wanted = Wanted {
+            hidden: vec![hidden],
+            values,
+            cached_blocks,
+            ..Wanted::default()
+        };
+        let all = model.llama.forward(&packed, &wanted).unwrap();
+        let choosing = |rows: &[u32]| {
+            let mut chooser = Chosen {
+                rows: rows.to_vec(),
+                seen: 0,
+            };
+            let llama = &model.llama;
+            llama
+                .forward_choosing(&packed, &wanted, &mut chooser)
+                .unwrap()
+        };
+        let chosen = choosing(&rows);
+        assert_eq!(chosen.cache.len(), cached_blocks);
+        assert_eq!(chosen.hidden[0].dims(), all.hidden[0].dims());
+        assert_eq!(chosen.values.len(), all.values.len());
+        for (chosen, all) in chosen.values.iter().zip(&all.values) {
+            assert_eq!(chosen.dim(0).unwrap(), rows.len());
+            for (at, of) in rows.iter().enumerate() {
+                let expected = row(all, *of as usize);
+                let distance = relative_distance(&row(chosen, at), &expected);
+                assert!(distance <= tolerance, "{wanted:?} row {of}: {distance}");
+            }
+        }
+        let none = choosing(&[]);
+        assert!(none.values.is_empty(), "{wanted:?}");
+        assert_eq!(none.cache.len(), cached_blocks);
+    }
 }
 
 /// Two sequences that continue the same text, without seeing each other, and one that continues the

@@ -103,11 +103,11 @@ impl Probe {
             .squeeze(1)
     }
 
-    /// Probability of every candidate, in their order.
-    pub fn score(&self, hidden: &Tensor, candidates: &Candidates) -> Result<Vec<f32>> {
+    /// Probability of every candidate, in their order, `[candidates]`; of none, nothing.
+    pub fn score(&self, hidden: &Tensor, candidates: &Candidates) -> Result<Option<Tensor>> {
         if candidates.spans.is_empty() {
-            return Ok(Vec::new());
+            return Ok(None);
         }
-        ops::sigmoid(&self.logits(hidden, candidates)?)?.to_vec1()
+        ops::sigmoid(&self.logits(hidden, candidates)?).map(Some)
     }
 }

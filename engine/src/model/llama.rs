@@ -1,14 +1,14 @@
-//! The decoder's forward pass over packed texts, up to the block whose values are used.
+//! The decoder up to the block whose values are used, and what its passes over packed texts take and give.
 
 use std::ops::Range;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::{
-    attention::{Qkv, Values},
+    attention::Values,
     block::Block,
     config::LlamaConfig,
-    packed_attention::{Heads, KeyValues, Plan, Queries, Sequence},
+    pass::{Batch, Pass},
     rope::Rope,
     weights::{Numbers, Weights},
 };
@@ -16,17 +16,17 @@ use crate::error::{self, compute};
 
 /// Blocks `0..=last`, of the last one only its norm and V projection.
 pub struct Llama {
-    config: LlamaConfig,
+    pub(super) config: LlamaConfig,
     /// `[vocab_size, hidden_size]`.
     embeddings: Tensor,
     /// Of the activations.
     dtype: DType,
     /// Of attention's products.
-    numbers: Numbers,
-    blocks: Vec<Block>,
+    pub(super) numbers: Numbers,
+    pub(super) blocks: Vec<Block>,
     /// Absent where all blocks are loaded whole.
-    values: Option<Values>,
-    rope: Rope,
+    pub(super) values: Option<Values>,
+    pub(super) rope: Rope,
 }
 
 /// Texts of different lengths side by side without padding.
@@ -66,12 +66,23 @@ pub struct Wanted {
     pub ends_only: bool,
 }
 
+/// Says during a pass which tokens' values are read, so that the others need not go through the last
+/// block that is passed.
+pub trait Chooser {
+    /// Gets all of [`Wanted::hidden`] as soon as they are there.
+    fn see(&mut self, hidden: &[Tensor]) -> Result<()>;
+
+    /// Rows of the pass, in the order of [`Activations::values`]. Called once, and as late as possible:
+    /// a GPU computes meanwhile what [`Self::see`] has asked of it.
+    fn rows(&mut self) -> Result<Vec<u32>>;
+}
+
 /// What one forward pass gives; with [`Wanted::ends_only`], `hidden` and `values` have a row for each
-/// sequence.
+/// sequence, with a [`Chooser`] `values` one for each row that it named.
 pub struct Activations {
     /// For each block of [`Wanted::hidden`]: `[tokens, hidden_size]`.
     pub hidden: Vec<Tensor>,
-    /// For each block of [`Wanted::values`]: `[tokens, kv_dim]`.
+    /// For each block of [`Wanted::values`]: `[tokens, kv_dim]`; none at all if a [`Chooser`] named no row.
     pub values: Vec<Tensor>,
     /// Keys (rotated) and values of the cached blocks, `[tokens, kv_heads, head_dim]` each.
     pub cache: Vec<(Tensor, Tensor)>,
@@ -142,9 +153,7 @@ impl Llama {
     ) -> error::Result<()> {
         let packed = Packed::new([calibration]);
         let prefixes = vec![0..0; packed.lengths.len()];
-        let batch = self
-            .batch(&packed, &prefixes, None, false)
-            .map_err(compute)?;
+        let batch = Batch::new(self, &packed, &prefixes, None).map_err(compute)?;
         let mut x = self.embed(&packed.ids).map_err(compute)?;
         for index in 0..last {
             let mut block = Block::load(weights, index)?;
@@ -161,8 +170,18 @@ impl Llama {
         Ok(())
     }
 
+    pub(super) fn device(&self) -> &Device {
+        self.embeddings.device()
+    }
+
     pub fn config(&self) -> &LlamaConfig {
         &self.config
+    }
+
+    /// The residual stream that enters block 0, `[tokens, hidden_size]`.
+    pub(super) fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        let ids = Tensor::new(ids, self.embeddings.device())?;
+        self.embeddings.index_select(&ids, 0)?.to_dtype(self.dtype)
     }
 
     /// The numbers that the pass computes in.
@@ -180,8 +199,20 @@ impl Llama {
     /// The pass ends where nothing more is wanted, at [`Llama::last_block`] at the latest.
     pub fn forward(&self, packed: &Packed, wanted: &Wanted) -> Result<Activations> {
         let prefixes = vec![0..0; packed.lengths.len()];
-        let batch = self.batch(packed, &prefixes, None, wanted.ends_only)?;
-        self.run(packed, &batch, wanted)
+        let batch = Batch::new(self, packed, &prefixes, None)?;
+        Pass::new(self, batch, wanted, None)?.run(&packed.ids)
+    }
+
+    /// [`Self::forward`], whose `values` are those of the rows that `chooser` names.
+    pub fn forward_choosing(
+        &self,
+        packed: &Packed,
+        wanted: &Wanted,
+        chooser: &mut dyn Chooser,
+    ) -> Result<Activations> {
+        let prefixes = vec![0..0; packed.lengths.len()];
+        let batch = Batch::new(self, packed, &prefixes, None)?;
+        Pass::new(self, batch, wanted, Some(chooser))?.run(&packed.ids)
     }
 
     /// A pass over sequences that continue an earlier one, whose cache must reach to the block
@@ -192,180 +223,7 @@ impl Llama {
             prefixes,
             cache,
         } = continuation;
-        let batch = self.batch(packed, prefixes, Some(cache), wanted.ends_only)?;
-        self.run(packed, &batch, wanted)
-    }
-
-    /// The batch of sequences that continue the rows `prefixes` of an earlier pass.
-    fn batch<'a>(
-        &self,
-        packed: &Packed,
-        prefixes: &[Range<usize>],
-        cache: Option<&'a [(Tensor, Tensor)]>,
-        ends_only: bool,
-    ) -> Result<Batch<'a>> {
-        let (device, dtype) = (self.embeddings.device(), self.dtype());
-        let mut sequences = Vec::with_capacity(prefixes.len());
-        let (mut positions, mut ends) = (Vec::new(), Vec::new());
-        let mut row = 0;
-        for (prefix, &length) in prefixes.iter().zip(&packed.lengths) {
-            let (prefix, own) = (prefix.clone(), row..row + length);
-            row += length;
-            positions.extend((prefix.len()..prefix.len() + length).map(|at| at as u32));
-            ends.push(row.saturating_sub(1) as u32);
-            sequences.push(Sequence { prefix, own });
-        }
-        let past = cache.and_then(|cache| cache.first());
-        let past_rows = past.map_or(Ok(0), |(keys, _)| keys.dim(0))?;
-        let heads = Heads {
-            dim: self.config.head_dim,
-            group: self.config.heads / self.config.kv_heads,
-        };
-        let plan = |queries| {
-            let numbers = self.numbers;
-            Plan::new(
-                &sequences, queries, past_rows, heads, dtype, numbers, device,
-            )
-        };
-        let (cos, sin) = self.rope.rows(&Tensor::new(positions, device)?)?;
-        Ok(Batch {
-            sequences: sequences.len(),
-            ends: Tensor::new(ends, device)?,
-            cos,
-            sin,
-            all: plan(Queries::All)?,
-            last: ends_only.then(|| plan(Queries::Last)).transpose()?,
-            cache,
-        })
-    }
-
-    fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        let ids = Tensor::new(ids, self.embeddings.device())?;
-        self.embeddings.index_select(&ids, 0)?.to_dtype(self.dtype)
-    }
-
-    fn run(&self, packed: &Packed, batch: &Batch, wanted: &Wanted) -> Result<Activations> {
-        let mut x = self.embed(&packed.ids)?;
-        let mut hidden = vec![None; wanted.hidden.len()];
-        let mut values = vec![None; wanted.values.len()];
-        let mut cache = Vec::with_capacity(wanted.cached_blocks);
-        let read = wanted.hidden.iter().chain(&wanted.values).copied().max();
-        let end = read.max(wanted.cached_blocks.checked_sub(1)).unwrap_or(0);
-        // Rows that are read: once only the ends are passed on, all that there are.
-        let read = |rows: &Tensor| {
-            let rows = if wanted.ends_only && rows.dim(0)? > batch.sequences {
-                rows.index_select(&batch.ends, 0)?
-            } else {
-                rows.clone()
-            };
-            rows.to_dtype(DType::F32)
-        };
-        for index in 0..=end {
-            keep(&mut hidden, &wanted.hidden, index, || read(&x))?;
-            let cached = index < wanted.cached_blocks;
-            if index == end && !cached && !wanted.values.contains(&index) {
-                break;
-            }
-            let v = match (self.blocks.get(index), &self.values) {
-                (Some(block), _) if index == end && !cached => {
-                    Some(block.inputs.values(&self.config, &x)?)
-                }
-                (None, Some(values)) if index == self.blocks.len() && !cached => {
-                    Some(values.forward(&self.config, &x)?)
-                }
-                (None, _) => candle_core::bail!("block {index} was not loaded"),
-                (Some(block), _) => {
-                    let (cos, sin) = (&batch.cos, &batch.sin);
-                    let qkv = block.inputs.forward(&self.config, &x, cos, sin)?;
-                    let v = wanted.values.contains(&index).then(|| {
-                        let inputs = &block.inputs;
-                        inputs.values_beside(&self.config, &x, &qkv)
-                    });
-                    let v = v.transpose()?;
-                    if index < end {
-                        // What follows the last block that is passed reads the ends alone.
-                        let ends =
-                            wanted.ends_only && index + 1 == end && end >= wanted.cached_blocks;
-                        x = self.pass(index, &x, &qkv, batch, ends)?;
-                    }
-                    if cached {
-                        cache.push((qkv.k, qkv.v));
-                    }
-                    v
-                }
-            };
-            if let Some(v) = v {
-                keep(&mut values, &wanted.values, index, || read(&v))?;
-            }
-        }
-        let all = |slots: Vec<Option<Tensor>>| slots.into_iter().flatten().collect();
-        Ok(Activations {
-            hidden: all(hidden),
-            values: all(values),
-            cache,
-        })
-    }
-
-    /// Passes the residual stream `x` `[tokens, hidden_size]` through a block; with `ends`, that of the
-    /// sequences' last tokens alone.
-    fn pass(
-        &self,
-        index: usize,
-        x: &Tensor,
-        qkv: &Qkv,
-        batch: &Batch,
-        ends: bool,
-    ) -> Result<Tensor> {
-        let (block, past) = (&self.blocks[index], batch.past(index)?);
-        match batch.last.as_ref().filter(|_| ends) {
-            None => block.forward(&self.config, x, &qkv.q, qkv, past, &batch.all),
-            Some(plan) => {
-                let rows = |of: &Tensor| of.index_select(&batch.ends, 0);
-                block.forward(&self.config, &rows(x)?, &rows(&qkv.q)?, qkv, past, plan)
-            }
-        }
-    }
-}
-
-/// Keeps what `read` gives of a block in the places that ask for that block.
-fn keep(
-    slots: &mut [Option<Tensor>],
-    wanted: &[usize],
-    index: usize,
-    read: impl Fn() -> Result<Tensor>,
-) -> Result<()> {
-    for (slot, _) in slots.iter_mut().zip(wanted).filter(|(_, at)| **at == index) {
-        *slot = Some(read()?);
-    }
-    Ok(())
-}
-
-/// The parts of a packed batch that every block uses.
-struct Batch<'a> {
-    sequences: usize,
-    /// Row of each sequence's last token, `[sequences]` u32.
-    ends: Tensor,
-    /// `[tokens, head_dim / 2]`.
-    cos: Tensor,
-    /// `[tokens, head_dim / 2]`.
-    sin: Tensor,
-    /// Attention of all tokens.
-    all: Plan,
-    /// Attention of the last tokens, where it is wanted.
-    last: Option<Plan>,
-    /// Cache of the pass that the sequences continue.
-    cache: Option<&'a [(Tensor, Tensor)]>,
-}
-
-impl<'a> Batch<'a> {
-    /// Keys and values of a block that the sequences continue.
-    fn past(&self, block: usize) -> Result<Option<KeyValues<'a>>> {
-        let Some(cache) = self.cache else {
-            return Ok(None);
-        };
-        let Some((keys, values)) = cache.get(block) else {
-            candle_core::bail!("block {block} was not cached");
-        };
-        Ok(Some(KeyValues { keys, values }))
+        let batch = Batch::new(self, packed, prefixes, Some(cache))?;
+        Pass::new(self, batch, wanted, None)?.run(&packed.ids)
     }
 }

@@ -22,6 +22,7 @@ mod matrix;
 mod packed_attention;
 mod padded_attention;
 mod panels;
+mod pass;
 mod quantize;
 pub mod readout;
 pub mod rope;

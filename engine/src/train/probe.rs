@@ -246,11 +246,9 @@ fn threshold_curve(
     let mut scored: Vec<Vec<(Range<usize>, f32)>> = vec![Vec::new(); examples.len()];
     for (number, batch) in examples.chunks(BATCH_TEXTS).enumerate() {
         let (hidden, candidates) = pack(batch)?;
-        for (span, score) in candidates
-            .spans
-            .iter()
-            .zip(probe.score(&hidden, &candidates)?)
-        {
+        let scores = probe.score(&hidden, &candidates)?;
+        let scores = scores.map_or(Ok(Vec::new()), |scores| scores.to_vec1())?;
+        for (span, score) in candidates.spans.iter().zip(scores) {
             let bytes = bytes(&batch[span.sequence], span.first_word, span.last_word);
             scored[number * BATCH_TEXTS + span.sequence].push((bytes, score));
         }
