@@ -22,19 +22,20 @@ SHAPES = {
     # config.json of Llama-3.1-8B; block 17 as in arXiv 2509.04011.
     "llama-3.1-8b": {
         "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "block": 17,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "block": 17, "detector": 12,
     },
     "small": {
         "vocab_size": 8192, "hidden_size": 256, "intermediate_size": 896, "num_hidden_layers": 8,
-        "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32, "block": 5,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32, "block": 5, "detector": 3,
     },
 }
 SHARD_BYTES = 5 << 30
 HEAD_UNITS, HEAD_DIMS = 500, 500
+PROBE_UNITS = 64
 
 
 def config(shape):
-    of = {name: value for name, value in shape.items() if name != "block"}
+    of = {name: value for name, value in shape.items() if name not in ("block", "detector")}
     return of | {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
         "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 131072,
@@ -160,8 +161,18 @@ def lengthen(tokenizer, corpus, of, tokens):
         count += more
 
 
+def random_probe(hidden):
+    """One that finds a few mentions a text, at random places."""
+    return {
+        "mean": torch.zeros(hidden), "scale": torch.ones(hidden),
+        "tokens": torch.randn(5 * PROBE_UNITS, hidden) / hidden**0.5,
+        "width": torch.randn(16, PROBE_UNITS), "output": torch.randn(PROBE_UNITS, 1) / PROBE_UNITS**0.5,
+        "bias": torch.full((1,), -4.0),
+    }
+
+
 def write_head(folder, shape):
-    """The paper's: V of one block at the span's last token, MLP 1024-500-500."""
+    """The paper's: V of one block at the span's last token, MLP 1024-500-500; and a detector."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(SEED)
     kv = shape["num_key_value_heads"] * shape["head_dim"]
@@ -175,8 +186,9 @@ def write_head(folder, shape):
         "base_model": {"name": "random weights", "hash": None},
         "representations": [{"kind": "span_end", "block": shape["block"], "query_form": "{type}"}],
         "projection": {"kind": "mlp", "file": "projection.safetensors", "input_dims": kv, "dims": HEAD_DIMS},
-        "detector": None,
+        "detector": {"block": shape["detector"], "file": "mentions.safetensors", "threshold": 0.5},
     }, indent=1))
+    save_file(random_probe(shape["hidden_size"]), folder / "mentions.safetensors")
 
 
 def make(folder, name, device):

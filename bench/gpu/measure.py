@@ -28,7 +28,7 @@ class Engine:
     def __init__(self, arguments, work):
         self.command = [
             arguments.engine, "bench", "--model", str(work), "--head", str(work / "head"),
-            "--device", arguments.device, "--dtype", arguments.dtype, "--given-spans",
+            "--device", arguments.device, "--dtype", arguments.dtype,
         ]
         self.environment = os.environ | library_paths()
         self.gpu = arguments.device != "cpu"
@@ -36,15 +36,15 @@ class Engine:
     def run(self, texts, *options):
         """The command's figures, if it prints any, and the most GPU memory that it had, in MiB."""
         command = [*self.command, "--texts", str(texts), *map(str, options)]
+        before, most = gpu_memory() if self.gpu else 0, [0]
         process = subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, text=True)
-        most = [0]
         watch = threading.Thread(target=watch_memory, args=(process, most), daemon=True)
         if self.gpu:
             watch.start()
         output, _ = process.communicate()
         if process.returncode:
             raise SystemExit(f"{' '.join(command)}: exit status {process.returncode}")
-        return json.loads(output or "{}") | {"gpu_mib": most[0]}
+        return json.loads(output or "{}") | {"gpu_mib": most[0] - before}
 
 
 def library_paths():
@@ -54,18 +54,15 @@ def library_paths():
     return {"LD_LIBRARY_PATH": ":".join(path for path in paths if path)}
 
 
-def gpu_memory(pid=None):
-    """MiB that a process has on the GPU, or all processes together."""
-    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    lines = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
-    used = [tuple(map(int, line.split(","))) for line in lines if line.replace(",", "").replace(" ", "").isdigit()]
-    return sum(memory for of, memory in used if pid in (None, of))
+def gpu_memory():
+    """MiB that all processes have on the GPU: in a container the driver may know them by other numbers."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return int(subprocess.run(query, capture_output=True, text=True).stdout.splitlines()[0])
 
 
 def watch_memory(process, most):
     while process.poll() is None:
-        # In a container the GPU's driver may know the process by another number.
-        most[0] = max(most[0], gpu_memory(process.pid) or gpu_memory())
+        most[0] = max(most[0], gpu_memory())
         time.sleep(0.2)
 
 
@@ -127,7 +124,7 @@ def check(engine, arguments, work, block):
     batches to texts alone."""
     files = work / "packed.safetensors", work / "alone.safetensors"
     for file, tokens in zip(files, (0, 1)):
-        engine.run(work / "check.txt", "--vectors", file, "--batch-tokens", tokens)
+        engine.run(work / "check.txt", "--given-spans", "--vectors", file, "--batch-tokens", tokens)
     packed, alone = map(load_file, files)
     exact = Torch(work, block, torch.float32, arguments.device)
     expected, start = [], 0
@@ -205,15 +202,20 @@ def main():
         texts = work / f"{name}.txt"
         ids = [tokenizer.encode(text).ids for text in texts.read_text().splitlines()]
         torch_rate = baseline.bulk(ids, arguments.seconds)
-        figures = engine.run(texts, "--seconds", arguments.seconds)
+        figures = engine.run(texts, "--given-spans", "--seconds", arguments.seconds)
         rate = figures["bulk"]["tokens_per_s"]
+        found = engine.run(texts, "--no-latencies", "--seconds", arguments.seconds)["bulk"]
         rows += [
             (f"{name} texts, tokens/s, engine", rate),
+            (f"{name} texts, tokens/s, engine, mentions detected", found["tokens_per_s"]),
+            (f"{name} texts, detected mentions a text", found["mentions"] / found["texts"]),
             (f"{name} texts, tokens/s, transformers", torch_rate),
             (f"{name} texts, engine / transformers", rate / torch_rate),
         ]
         if gpu:
-            rows.append((f"{name} texts, share of the matrix ceiling", rate * flops / product))
+            # Of the pass that takes all tokens through all blocks; the engine leaves out what nothing reads.
+            share = figures["pass"]["tokens_per_s"] * flops / product
+            rows.append((f"{name} texts, whole pass, share of the matrix ceiling", share))
     rows += [
         ("one type, ms, p50", figures["type"]["p50_ms"]),
         ("one type, ms, p99", figures["type"]["p99_ms"]),

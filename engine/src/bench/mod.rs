@@ -5,7 +5,7 @@ mod vectors;
 
 use std::{
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, sync_channel},
+    sync::mpsc::sync_channel,
     thread,
     time::{Duration, Instant},
 };
@@ -280,61 +280,67 @@ fn pass(embedder: &Embedder, inputs: &[Input], batch_tokens: usize, seconds: f64
     })
 }
 
-/// Goes over the inputs until `seconds` have passed, at least once.
+/// Goes over the inputs again and again until `seconds` have passed, at least once.
 fn bulk(embedder: &Embedder, inputs: &[Input], batch_tokens: usize, seconds: f64) -> Result<Bulk> {
     let mut sum = Bulk::default();
     let started = Instant::now();
-    while sum.texts == 0 || started.elapsed() < Duration::from_secs_f64(seconds) {
-        // As in the server, texts are prepared on another thread than the model's.
-        let (sender, prepared) = sync_channel(AHEAD);
-        thread::scope(|scope| {
-            scope.spawn(move || {
-                for input in inputs {
-                    if sender.send(embedder.prepare(input.clone())).is_err() {
-                        return;
-                    }
+    // As in the server, texts are prepared on another thread than the model's.
+    let (sender, prepared) = sync_channel(AHEAD);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for input in inputs.iter().cycle() {
+                if sender.send(embedder.prepare(input.clone())).is_err() {
+                    return;
                 }
-            });
-            embed(embedder, prepared, batch_tokens, &mut sum)
-        })?;
-    }
+            }
+        });
+        let mut batch = Batch::default();
+        for text in prepared {
+            let (_, windows) = text?;
+            for window in windows {
+                if batch.tokens + window.ids.len() > batch_tokens {
+                    batch.run(embedder, &mut sum)?;
+                }
+                batch.tokens += window.ids.len();
+                batch.windows.push(window);
+            }
+            batch.texts += 1;
+            let passed = started.elapsed() >= Duration::from_secs_f64(seconds);
+            if sum.texts >= inputs.len() && passed {
+                break;
+            }
+            if sum.texts + batch.texts == inputs.len() && passed {
+                batch.run(embedder, &mut sum)?;
+                break;
+            }
+        }
+        Ok(())
+    })?;
     sum.seconds = started.elapsed().as_secs_f64();
     sum.texts_per_s = sum.texts as f64 / sum.seconds;
     sum.tokens_per_s = sum.tokens as f64 / sum.seconds;
     Ok(sum)
 }
 
-type PreparedText = Result<(<Embedder as Backend>::Prepared, Vec<Window>)>;
+/// What is prepared and has not run.
+#[derive(Default)]
+struct Batch {
+    windows: Vec<Window>,
+    tokens: usize,
+    texts: usize,
+}
 
-/// Runs what is prepared in batches, and counts it.
-fn embed(
-    embedder: &Embedder,
-    prepared: Receiver<PreparedText>,
-    batch_tokens: usize,
-    sum: &mut Bulk,
-) -> Result<()> {
-    let mut batch: Vec<Window> = Vec::new();
-    let mut tokens = 0;
-    let mut run = |batch: &mut Vec<Window>, tokens: &mut usize| -> Result<()> {
-        let outputs = embedder.forward(&batch.iter().collect::<Vec<_>>())?;
-        sum.mentions += outputs.iter().map(|o| o.mentions.len()).sum::<usize>();
-        sum.tokens += std::mem::take(tokens);
-        batch.clear();
-        Ok(())
-    };
-    for text in prepared {
-        let (_, windows) = text?;
-        sum.texts += 1;
-        for window in windows {
-            if tokens + window.ids.len() > batch_tokens && !batch.is_empty() {
-                run(&mut batch, &mut tokens)?;
-            }
-            tokens += window.ids.len();
-            batch.push(window);
+impl Batch {
+    /// Runs and counts it.
+    fn run(&mut self, embedder: &Embedder, sum: &mut Bulk) -> Result<()> {
+        let batch = std::mem::take(self);
+        if batch.windows.is_empty() {
+            return Ok(());
         }
+        let outputs = embedder.forward(&batch.windows.iter().collect::<Vec<_>>())?;
+        sum.mentions += outputs.iter().map(|o| o.mentions.len()).sum::<usize>();
+        sum.tokens += batch.tokens;
+        sum.texts += batch.texts;
+        Ok(())
     }
-    if batch.is_empty() {
-        return Ok(());
-    }
-    run(&mut batch, &mut tokens)
 }

@@ -5,7 +5,6 @@ use candle_core::{Result, Tensor};
 use super::{
     attention::{AttentionInputs, Qkv, norm},
     config::LlamaConfig,
-    fused::add,
     gated::Gated,
     matrix::Matrix,
     packed_attention::{KeyValues, Plan},
@@ -49,11 +48,12 @@ impl Block {
     }
 
     /// Passes the residual stream `x` `[tokens, hidden_size]` of the tokens that ask `q` `[tokens, heads,
-    /// head_dim]` of the keys and values of their sequences.
+    /// head_dim]` of the keys and values of their sequences. The memory of `x` is not to be used
+    /// afterwards.
     pub fn forward(
         &self,
         config: &LlamaConfig,
-        x: &Tensor,
+        x: Tensor,
         q: &Tensor,
         own: &Qkv,
         past: Option<KeyValues>,
@@ -64,10 +64,10 @@ impl Block {
             values: &own.v,
         };
         let attended = plan.attend(q, own, past)?.flatten_from(1)?;
-        let after_attention = add(x, self.output.product(&attended)?)?;
+        let after_attention = self.output.add_product(x, &attended)?;
         let normed = norm(config, &after_attention, &self.mlp_norm)?;
         let inner = self.gate_up.product(&normed)?;
-        add(&after_attention, self.down.product(&inner)?)
+        self.down.add_product(after_attention, &inner)
     }
 
     /// Quantizes the matrices that have measured their activations.

@@ -157,13 +157,13 @@ impl Llama {
         let mut x = self.embed(&packed.ids).map_err(compute)?;
         for index in 0..last {
             let mut block = Block::load(weights, index)?;
-            let pass = || {
+            let pass = |x: Tensor| {
                 let qkv = block
                     .inputs
                     .forward(&self.config, &x, &batch.cos, &batch.sin)?;
-                block.forward(&self.config, &x, &qkv.q, &qkv, None, &batch.all)
+                block.forward(&self.config, x, &qkv.q, &qkv, None, &batch.all)
             };
-            x = pass().map_err(compute)?;
+            x = pass(x).map_err(compute)?;
             block.quantize().map_err(compute)?;
             self.blocks.push(block);
         }

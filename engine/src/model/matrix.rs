@@ -2,7 +2,11 @@
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 
-use super::{bf16::Bf16, calibration::Measured, int8::Int8, panels::Panels, weights::Numbers};
+#[cfg(feature = "cuda")]
+use super::cuda;
+use super::{
+    bf16::Bf16, calibration::Measured, fused::add, int8::Int8, panels::Panels, weights::Numbers,
+};
 use crate::error::{self, compute};
 
 /// A matrix that activations are multiplied with.
@@ -53,6 +57,18 @@ impl Matrix {
             Self::Measured(weight) => weight.product(x),
             Self::Int8(weight) => weight.product(x),
         }
+    }
+
+    /// `sum` `[tokens, out]` and the product with activations `[tokens, in]`. The memory of `sum` is not to
+    /// be used afterwards: a GPU's product is added to what is there.
+    pub fn add_product(&self, sum: Tensor, x: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Self::Float(weight) = self
+            && [&sum, x, weight].into_iter().all(cuda::takes)
+        {
+            return cuda::add_product(sum, x, weight);
+        }
+        add(&sum, self.product(x)?)
     }
 
     /// [`Self::product`] of the last `count` outputs alone, `[tokens, count]`; `None` of a quantized

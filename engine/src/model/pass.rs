@@ -205,7 +205,7 @@ impl<'a> Pass<'a> {
         let (model, past) = (self.model, self.batch.past(index)?);
         let block = &model.blocks[index];
         if index + 1 < end || !self.may_narrow(end) {
-            return block.forward(&model.config, &x, &qkv.q, qkv, past, &self.batch.all);
+            return block.forward(&model.config, x, &qkv.q, qkv, past, &self.batch.all);
         }
         self.choose()?;
         let Some(Rows {
@@ -220,7 +220,7 @@ impl<'a> Pass<'a> {
         self.narrowed = true;
         block.forward(
             &model.config,
-            &select(&x)?,
+            select(&x)?,
             &select(&qkv.q)?,
             qkv,
             past,

@@ -7,10 +7,13 @@ mod attention;
 use std::ops::Deref;
 
 use candle_core::{
-    D, DType, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, D, DType, InplaceOp3, Layout, Result, Shape, Storage, Tensor, bail,
     cuda_backend::{
         CudaDType, CudaDevice, CudaStorage, WrapErr,
-        cudarc::driver::{CudaSlice, CudaView, LaunchConfig, PushKernelArg},
+        cudarc::{
+            cublas::{Gemm, GemmConfig, sys::cublasOperation_t},
+            driver::{CudaSlice, CudaView, LaunchConfig, PushKernelArg},
+        },
     },
     op::BackpropOp,
 };
@@ -135,6 +138,78 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     // SAFETY: threads beyond the last pack do nothing; all three have as many numbers.
     unsafe { builder.launch(launch((packs.div_ceil(THREADS), 1), THREADS as u32)) }.w()?;
     Ok(output(out, device, a.shape()))
+}
+
+/// [`super::matrix::Matrix::add_product`] with a weight `[out, in]`.
+pub fn add_product(sum: Tensor, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let ((tokens, inputs), (outputs, of_weight)) = (x.dims2()?, weight.dims2()?);
+    if of_weight != inputs || sum.dims() != [tokens, outputs] {
+        bail!(
+            "cannot add {:?} by {:?} to {:?}",
+            x.shape(),
+            weight.shape(),
+            sum.shape()
+        );
+    }
+    sum.inplace_op3(x, weight, &AddProduct)?;
+    Ok(sum)
+}
+
+struct AddProduct;
+
+impl InplaceOp3 for AddProduct {
+    fn name(&self) -> &'static str {
+        "add-product"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &mut CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<()> {
+        bail!("add-product is for GPUs")
+    }
+
+    fn cuda_fwd(
+        &self,
+        sum: &mut CudaStorage,
+        sum_layout: &Layout,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+    ) -> Result<()> {
+        let (tokens, inputs) = x_layout.shape().dims2()?;
+        let outputs = weight_layout.dim(0)?;
+        // cuBLAS counts by columns: it multiplies the transposed weight `[out, in]`, whose rows are its
+        // columns, with the transposed activations, and gets the transposed sum.
+        let config = GemmConfig {
+            transa: cublasOperation_t::CUBLAS_OP_T,
+            transb: cublasOperation_t::CUBLAS_OP_N,
+            m: outputs as i32,
+            n: tokens as i32,
+            k: inputs as i32,
+            alpha: bf16::ONE,
+            lda: inputs as i32,
+            ldb: inputs as i32,
+            beta: bf16::ONE,
+            ldc: outputs as i32,
+        };
+        let blas = sum.device.cublas_handle();
+        let weight = weight
+            .as_cuda_slice::<bf16>()?
+            .slice(weight_layout.start_offset()..);
+        let x = x.as_cuda_slice::<bf16>()?.slice(x_layout.start_offset()..);
+        let mut sum = sum
+            .as_cuda_slice_mut::<bf16>()?
+            .slice_mut(sum_layout.start_offset()..);
+        // SAFETY: all three are contiguous, and of these shapes.
+        unsafe { blas.gemm(config, &weight, &x, &mut sum) }.w()
+    }
 }
 
 /// [`super::fused::swiglu`], into a tensor of its own.

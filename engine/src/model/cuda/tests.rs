@@ -7,6 +7,7 @@ use candle_core::Device;
 use super::*;
 use crate::{
     device,
+    error::{ErrorKind, compute},
     model::{
         fused,
         packed_attention::{
@@ -58,6 +59,14 @@ fn kernels_are_the_cpus() {
         close(&ours, &fused::rms_norm(&x, &weight, 1e-5).unwrap(), "norm");
         let ours = fused::add(&gx, gy.clone()).unwrap();
         close(&ours, &fused::add(&x, y.copy().unwrap()).unwrap(), "sum");
+        let (product, g_product) = both(&[tokens, 40], &gpu);
+        let (matrix, g_matrix) = both(&[40, inner], &gpu);
+        let expected = (product + x.matmul(&matrix.t().unwrap()).unwrap()).unwrap();
+        close(
+            &add_product(g_product, &gx, &g_matrix).unwrap(),
+            &expected,
+            "product",
+        );
         let (gate_up, g_gate_up) = both(&[tokens, 2 * inner], &gpu);
         let ours = fused::swiglu(g_gate_up).unwrap();
         let expected = fused::swiglu(gate_up).unwrap().contiguous().unwrap();
@@ -176,4 +185,37 @@ fn attention_is_the_cpus() {
             shape,
         );
     }
+}
+
+/// Alone in its process: it takes all memory that there is.
+#[test]
+#[ignore = "takes all of a GPU's memory"]
+fn a_full_gpu_is_out_of_memory_and_recovers() {
+    let Some(gpu) = gpu() else { return };
+    let mut taken = Vec::new();
+    let error = loop {
+        match Tensor::zeros(1 << 28, DType::F32, &gpu) {
+            Ok(tensor) => taken.push(tensor),
+            Err(error) => break compute(error),
+        }
+    };
+    assert_eq!(error.kind, ErrorKind::OutOfMemory, "{error}");
+    assert!(taken.len() > 1);
+    taken.clear();
+    let again = Tensor::zeros(1 << 28, DType::F32, &gpu).unwrap();
+    assert_eq!(again.sum_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
+}
+
+/// Alone in its process: after it the GPU serves this process no more, which is how the engine knows.
+#[test]
+#[ignore = "makes the GPU useless for its process"]
+fn after_a_fault_the_gpu_answers_nothing() {
+    let Some(gpu) = gpu() else { return };
+    let asks = || Tensor::zeros(1, DType::F32, &gpu)?.to_vec1::<f32>();
+    asks().unwrap();
+    let x = both(&[1, 64], &gpu).1;
+    // A column far outside of the tensor, which callers of `columns` check.
+    columns(&x, 1 << 33, 8).unwrap();
+    assert!(asks().is_err());
+    assert!(asks().is_err());
 }
