@@ -55,8 +55,12 @@ sql() { as_server "$home/bin/psql" -h "$root" -U postgres -X -q -A -t -v ON_ERRO
 
 sql -c 'CREATE EXTENSION ner_retriever CASCADE' -c 'CREATE TABLE text (id serial, body text)'
 sql -c '\copy text (body) FROM STDIN' <"$work/short.txt"
-sql -c 'ANALYZE text' -c "SELECT 'first call, s: ' || extract(epoch FROM clock_timestamp() - now())
-  WHERE ner_type_embedding('dinosaur') IS NOT NULL"
+first_call() { sql -c "SELECT '$1, s: ' || extract(epoch FROM clock_timestamp() - now()) WHERE ner_type_embedding('$2') IS NOT NULL"; }
+gpu_memory() { nvidia-smi --query-gpu=memory.used --format=csv,noheader 2>/dev/null || echo none; }
+echo "memory in use on the GPU: $(gpu_memory)"
+sql -c 'ANALYZE text'
+# The driver compiles the kernels for its card, unless this user's cache has them.
+first_call 'first call' dinosaur
 sql -x -c 'SELECT * FROM ner_engine_status()'
 used=$(sql -c 'SELECT device FROM ner_engine_status()')
 
@@ -77,16 +81,19 @@ sql -c "SELECT format('%s requests in %s batches, %s of them merged', requests, 
 echo "one session, a new type a call:"
 pgbench -c 1 -f "$root/type.sql" | grep -E 'latency average|tps|failed'
 
+echo "memory in use on the GPU: $(gpu_memory)"
 echo "idle:"
-pid=$(sql -c 'SELECT pid FROM ner_engine_status()')
 for _ in $(seq 30); do
   sleep 1
   [ "$(sql -c 'SELECT state FROM ner_engine_status()')" != stopped ] || break
 done
 sql -c "SELECT 'engine: ' || state FROM ner_engine_status()"
-if command -v nvidia-smi >/dev/null; then
-  echo "processes on the GPU (the engine was $pid): $(nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader | tr '\n' ' ')"
-fi
+# The driver frees a process's memory after its end.
+for second in 0 1 2 3; do
+  echo "memory in use on the GPU $second s later: $(gpu_memory)"
+  sleep 1
+done
+first_call 'first call of the next engine' volcano
 
 engine=$("$home/bin/pg_config" --pkglibdir)/ner-retriever-engine
 [ "$used" = cpu ] || engine=$engine-cuda

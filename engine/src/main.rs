@@ -112,6 +112,9 @@ struct Eval {
     limit: Option<usize>,
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// As ner_retriever.device
+    #[arg(long, default_value = "auto")]
+    device: String,
     /// As ner_retriever.dtype
     #[arg(long, default_value = "auto")]
     dtype: String,
@@ -238,8 +241,9 @@ fn eval(options: &Eval) -> Result<(), EngineError> {
     }
     let documents = corpus::sample(documents, options.limit, options.seed);
     let names = corpus::read_type_names(&options.types, &options.corpus)?;
-    let numbers = device::numbers(&options.dtype, &Device::Cpu)?;
-    let embedder = Embedder::load(&options.model, &options.head, Device::Cpu, Some(numbers))?;
+    let device = device::select(&options.device)?;
+    let numbers = device::numbers(&options.dtype, &device)?;
+    let embedder = Embedder::load(&options.model, &options.head, device, Some(numbers))?;
     let report = eval::evaluate(
         &embedder,
         &documents,

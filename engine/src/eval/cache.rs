@@ -29,7 +29,7 @@ pub fn index(
     let name = key(embedder, documents, spans, threshold).map_err(compute)?;
     let path = folder.join(format!("eval-{name}.safetensors"));
     if let Ok(tensors) = safetensors::load(&path, &Device::Cpu) {
-        return read(tensors, documents).map_err(|error| {
+        return read(tensors, documents, embedder.device()).map_err(|error| {
             let message = format!("\"{}\" is damaged: {error}", path.display());
             EngineError::new(ErrorKind::InvalidSetting, message)
                 .hint("Delete the file; it is computed again.")
@@ -60,12 +60,13 @@ fn tensors(index: &Index) -> candle_core::Result<HashMap<String, Tensor>> {
 fn read(
     mut tensors: HashMap<String, Tensor>,
     documents: &[Document],
+    device: &Device,
 ) -> candle_core::Result<Index> {
     let mut take = |name: &str| {
         let tensor = tensors.remove(name);
         tensor.ok_or_else(|| candle_core::Error::Msg(format!("it lacks \"{name}\"")))
     };
-    let values = take("values")?;
+    let values = take("values")?.to_device(device)?;
     let places = take("places")?.to_vec2::<i64>()?;
     let places = places.iter().filter_map(|place| match place[..] {
         [text, start, end] => Some((text as usize, start as usize..end as usize)),

@@ -11,8 +11,11 @@ typedef __nv_bfloat16 bf16;
 constexpr int ROWS = 64;
 // Keys that are in shared memory at a time.
 constexpr int KEYS = 64;
+// A warp computes a fragment of 16 rows.
 constexpr int WARPS = ROWS / 16;
 constexpr int THREADS = 32 * WARPS;
+// Blocks that share a multiprocessor: each waits often, for memory and at its barriers.
+constexpr int BLOCKS = 3;
 
 // Queries of one sequence next to each other; cuda/attention.rs has the same.
 struct Tile {
@@ -67,6 +70,13 @@ __device__ __forceinline__ uint32_t pack2(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&both);
 }
 
+// By the unit that is good to a few units of the last place of an f32.
+__device__ __forceinline__ float power_of_2(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(power) : "f"(x));
+  return power;
+}
+
 // Over the four threads that hold a row.
 __device__ __forceinline__ float row_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
@@ -85,20 +95,35 @@ __device__ __forceinline__ bf16* place(bf16* keys, int key, int part) {
   return keys + key * DIM + (part ^ (key % 8)) * 8;
 }
 
-// Keys (or values) `from..from + KEYS` of a tile's sequence.
+// The keys, or the values, that a tile's sequence sees: those of an earlier pass first.
+struct Source {
+  // Where the first key would be, if all were rows of this tensor.
+  const bf16 *past, *own;
+  uint32_t past_length;
+  int stride;
+
+  __device__ Source(const Tile& tile, const bf16* past_rows, const bf16* own_rows, int kv_heads, int head, int dim)
+      : past(past_rows + (static_cast<int64_t>(tile.prefix) * kv_heads + head) * dim),
+        own(own_rows + ((static_cast<int64_t>(tile.own) - tile.prefix_length) * kv_heads + head) * dim),
+        past_length(tile.prefix_length),
+        stride(kv_heads * dim) {}
+
+  __device__ const bf16* row(uint32_t at) const {
+    return (at < past_length ? past : own) + static_cast<int64_t>(at) * stride;
+  }
+};
+
+// Rows `from..from + KEYS`, of which there are `count` in all.
 template <int DIM>
-__device__ __forceinline__ void load_keys(bf16* to, const Tile& tile, const bf16* own, const bf16* past, int from,
-                                          int keys, int head, int kv_heads) {
+__device__ __forceinline__ void load_keys(bf16* to, const Source& source, int from, int count) {
   constexpr int PARTS = DIM / 8;
+  const int part = threadIdx.x % PARTS;
 #pragma unroll
-  for (int i = threadIdx.x; i < KEYS * PARTS; i += THREADS) {
-    const int key = i / PARTS, part = i % PARTS;
-    const uint32_t at = from + key;
-    const bool there = at < static_cast<uint32_t>(keys);
-    const bf16* tensor = at < tile.prefix_length ? past : own;
-    const size_t row = at < tile.prefix_length ? tile.prefix + at : tile.own + (at - tile.prefix_length);
-    const bf16* address = tensor + ((there ? row : 0) * kv_heads + head) * DIM + part * 8;
-    copy16(place<DIM>(to, key, part), there ? address : own, there);
+  for (int i = 0; i < KEYS * PARTS / THREADS; i++) {
+    const int key = threadIdx.x / PARTS + i * (THREADS / PARTS);
+    // The last one again, where there are no more.
+    const int at = min(from + key, count - 1);
+    copy16(place<DIM>(to, key, part), source.row(at) + part * 8, from + key < count);
   }
 }
 
@@ -107,6 +132,7 @@ __device__ __forceinline__ void load_keys(bf16* to, const Tile& tile, const bf16
 template <int DIM>
 __device__ void attend(const bf16* q, const bf16* own_keys, const bf16* own_values, const bf16* past_keys,
                        const bf16* past_values, const Tile* tiles, bf16* out, int heads, float scale) {
+  __shared__ __align__(16) bf16 queries[ROWS * DIM];
   __shared__ __align__(16) bf16 keys[KEYS * DIM];
   __shared__ __align__(16) bf16 values[KEYS * DIM];
   const Tile tile = tiles[blockIdx.x];
@@ -115,73 +141,83 @@ __device__ void attend(const bf16* q, const bf16* own_keys, const bf16* own_valu
   const int rows = tile.queries * group;
   const int most_seen = tile.seen + tile.queries - 1;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  // A thread holds parts of two rows of a 16-row fragment: `lane / 4` and eight further.
+  const int first_row = warp * 16;
+
+  // Of a row of the tile: its query (by a division that is exact below 256), and its place in `q` and `out`.
+  const uint32_t inverse_group = (65536 + group - 1) / group;
+  const auto query_of = [&](int row) { return row < rows ? static_cast<int>(row * inverse_group >> 16) : 0; };
+  const auto offset_of = [&](int row) {
+    const int query = query_of(row), head = row < rows ? row - query * group : 0;
+    return (static_cast<size_t>(tile.query + query) * heads + kv_head * group + head) * DIM;
+  };
+  const Source key_source(tile, past_keys, own_keys, kv_heads, kv_head, DIM);
+  const Source value_source(tile, past_values, own_values, kv_heads, kv_head, DIM);
+  const int part = threadIdx.x % (DIM / 8);
+#pragma unroll
+  for (int i = 0; i < ROWS * (DIM / 8) / THREADS; i++) {
+    const int row = threadIdx.x / (DIM / 8) + i * (THREADS / (DIM / 8));
+    copy16(place<DIM>(queries, row, part), q + offset_of(row) + part * 8, row < rows);
+  }
+  load_keys<DIM>(keys, key_source, 0, most_seen);
+  commit();
+
+  // A thread holds parts of two rows of the fragment: `lane / 4` and eight further.
   const int pair = lane % 4 * 2;
-  bool valid[2];
   int seen[2];
-  size_t offset[2];
+  float sums[DIM / 8][4] = {};
+  float largest[2], total[2];
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    const int row = warp * 16 + lane / 4 + half * 8;
-    valid[half] = row < rows;
-    const int query = valid[half] ? row / group : 0, head = valid[half] ? row % group : 0;
-    seen[half] = tile.seen + query;
-    offset[half] = (static_cast<size_t>(tile.query + query) * heads + kv_head * group + head) * DIM + pair;
+    seen[half] = tile.seen + query_of(first_row + half * 8 + lane / 4);
+    largest[half] = -INFINITY;
+    total[half] = 0;
   }
-  uint32_t queries[DIM / 16][4];
-#pragma unroll
-  for (int k = 0; k < DIM / 16; k++) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const bf16* at = q + offset[i % 2] + k * 16 + i / 2 * 8;
-      queries[k][i] = valid[i % 2] ? *reinterpret_cast<const uint32_t*>(at) : 0;
-    }
-  }
-  float sums[DIM / 8][4] = {};
-  float largest[2] = {-INFINITY, -INFINITY};
-  float total[2] = {0, 0};
 
-  load_keys<DIM>(keys, tile, own_keys, past_keys, 0, most_seen, kv_head, kv_heads);
-  commit();
   for (int from = 0; from < most_seen; from += KEYS) {
     wait<0>();
     // The keys are there, and nobody reads the values of the round before any more.
     __syncthreads();
-    load_keys<DIM>(values, tile, own_values, past_values, from, most_seen, kv_head, kv_heads);
+    load_keys<DIM>(values, value_source, from, most_seen);
     commit();
 
     float scores[KEYS / 8][4] = {};
 #pragma unroll
     for (int k = 0; k < DIM / 16; k++) {
+      uint32_t a[4];
+      load_matrices(a, place<DIM>(queries, first_row + lane % 16, k * 2 + lane / 16));
 #pragma unroll
       for (int n = 0; n < KEYS / 16; n++) {
         uint32_t b[4];
         const int key = n * 16 + lane / 16 * 8 + lane % 8;
         load_matrices(b, place<DIM>(keys, key, k * 2 + lane / 8 % 2));
-        multiply(scores[2 * n], queries[k], b[0], b[1]);
-        multiply(scores[2 * n + 1], queries[k], b[2], b[3]);
+        multiply(scores[2 * n], a, b[0], b[1]);
+        multiply(scores[2 * n + 1], a, b[2], b[3]);
       }
     }
     __syncthreads();
     // The keys of the next round replace those that have been read.
-    if (from + KEYS < most_seen)
-      load_keys<DIM>(keys, tile, own_keys, past_keys, from + KEYS, most_seen, kv_head, kv_heads);
+    if (from + KEYS < most_seen) load_keys<DIM>(keys, key_source, from + KEYS, most_seen);
     commit();
 
+    if (from + KEYS > tile.seen) {
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+          if (from + n * 8 + pair + i % 2 >= seen[i / 2]) scores[n][i] = -INFINITY;
+    }
     float highest[2] = {largest[0], largest[1]};
 #pragma unroll
-    for (int n = 0; n < KEYS / 8; n++) {
+    for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        if (from + n * 8 + pair + i % 2 >= seen[i / 2]) scores[n][i] = -INFINITY;
-        highest[i / 2] = fmaxf(highest[i / 2], scores[n][i]);
-      }
-    }
+      for (int i = 0; i < 4; i++) highest[i / 2] = fmaxf(highest[i / 2], scores[n][i]);
+    float origin[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      highest[half] = row_max(highest[half]);
       // Every row sees the first key, so that the highest is a number from the first round on.
-      const float shrink = exp2f((largest[half] - highest[half]) * scale);
+      highest[half] = row_max(highest[half]);
+      origin[half] = highest[half] * scale;
+      const float shrink = power_of_2(largest[half] * scale - origin[half]);
       largest[half] = highest[half];
       total[half] *= shrink;
 #pragma unroll
@@ -191,21 +227,24 @@ __device__ void attend(const bf16* q, const bf16* own_keys, const bf16* own_valu
       }
     }
 #pragma unroll
-    for (int n = 0; n < KEYS / 8; n++) {
+    for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        scores[n][i] = exp2f((scores[n][i] - largest[i / 2]) * scale);
+        scores[n][i] = power_of_2(scores[n][i] * scale - origin[i / 2]);
         total[i / 2] += scores[n][i];
       }
-    }
 
+    // All but the keys of the next round: the values.
     wait<1>();
     __syncthreads();
 #pragma unroll
     for (int k = 0; k < KEYS / 16; k++) {
-      const uint32_t weights[4] = {
-          pack2(scores[2 * k][0], scores[2 * k][1]), pack2(scores[2 * k][2], scores[2 * k][3]),
-          pack2(scores[2 * k + 1][0], scores[2 * k + 1][1]), pack2(scores[2 * k + 1][2], scores[2 * k + 1][3])};
+      uint32_t weights[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const float* of = scores[2 * k + i / 2] + i % 2 * 2;
+        weights[i] = pack2(of[0], of[1]);
+      }
 #pragma unroll
       for (int n = 0; n < DIM / 16; n++) {
         uint32_t b[4];
@@ -220,16 +259,18 @@ __device__ void attend(const bf16* q, const bf16* own_keys, const bf16* own_valu
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const float inverse = 1 / row_sum(total[half]);
-    if (!valid[half]) continue;
+    const int row = first_row + half * 8 + lane / 4;
+    if (row >= rows) continue;
+    bf16* to = out + offset_of(row) + pair;
 #pragma unroll
     for (int n = 0; n < DIM / 8; n++)
-      *reinterpret_cast<uint32_t*>(out + offset[half] + n * 8) =
+      *reinterpret_cast<uint32_t*>(to + n * 8) =
           pack2(sums[n][2 * half] * inverse, sums[n][2 * half + 1] * inverse);
   }
 }
 
 #define ATTENTION(DIM)                                                                                             \
-  extern "C" __global__ void __launch_bounds__(THREADS, 3)                                                            \
+  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                    \
       attention_##DIM(const bf16* q, const bf16* own_keys, const bf16* own_values, const bf16* past_keys,          \
                       const bf16* past_values, const Tile* tiles, bf16* out, int heads, float scale) {             \
     attend<DIM>(q, own_keys, own_values, past_keys, past_values, tiles, out, heads, scale);                        \

@@ -214,7 +214,8 @@ fn int8_is_near_f32() {
         };
         let error = error(&part(&ours), &part(&exact));
         let in_int8 = has_int8() && !may_saturate() && [0, 3].contains(&number);
-        assert_eq!(error > 0.0, in_int8, "{number}");
+        // More than the rounding of another order of sums.
+        assert_eq!(error > 1e-4, in_int8, "{number}: {error}");
         assert!(error < 0.02, "{number}: {error}");
         let alone = attend(from_ref(sequence), Numbers::Int8, &part(&q));
         assert_eq!(
