@@ -142,6 +142,10 @@ impl Projection {
 
     /// Representations `[n, input_dims]` to embeddings `[n, dims]` of length 1.
     pub fn apply(&self, x: &Tensor, side: Side) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return crate::model::cuda::project(self, x, side);
+        }
         normalize(&self.unnormalized(x, side, &mut Ok)?)
     }
 

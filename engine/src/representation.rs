@@ -10,6 +10,7 @@ use crate::{
     model::{
         BaseModel,
         llama::{Activations, Continuation, Packed, Wanted},
+        rows,
     },
 };
 
@@ -298,7 +299,7 @@ fn chunks<'a, 'b>(
 
 fn select(values: &Tensor, rows: impl Iterator<Item = usize>) -> Result<Tensor> {
     let rows: Vec<u32> = rows.map(|row| row as u32).collect();
-    values.index_select(&Tensor::new(rows, values.device())?, 0)
+    rows::rows(values, &Tensor::new(rows, values.device())?)
 }
 
 #[cfg(test)]

@@ -108,6 +108,10 @@ impl Probe {
         if candidates.spans.is_empty() {
             return Ok(None);
         }
+        #[cfg(feature = "cuda")]
+        if hidden.device().is_cuda() {
+            return crate::model::cuda::span_scores(self, hidden, candidates).map(Some);
+        }
         ops::sigmoid(&self.logits(hidden, candidates)?).map(Some)
     }
 }

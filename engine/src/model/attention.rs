@@ -4,8 +4,9 @@ use candle_core::{Result, Tensor};
 
 use super::{
     config::LlamaConfig,
-    fused::{columns, rms_norm, rotate},
+    fused::{add_bias, rms_norm, rotate},
     matrix::Matrix,
+    rows::columns,
     weights::{Numbers, Weights},
 };
 use crate::error;
@@ -129,7 +130,7 @@ impl AttentionInputs {
             candle_core::bail!("V of a block was not loaded")
         };
         match &self.qkv.bias {
-            Some(bias) => values.broadcast_add(&bias.narrow(0, bias.dim(0)? - kv_dim, kv_dim)?),
+            Some(bias) => add_bias(&values, &bias.narrow(0, bias.dim(0)? - kv_dim, kv_dim)?),
             None => Ok(values),
         }
     }
@@ -187,7 +188,7 @@ impl Linear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let product = self.weight.product(x)?;
         match &self.bias {
-            Some(bias) => product.broadcast_add(bias),
+            Some(bias) => add_bias(&product, bias),
             None => Ok(product),
         }
     }

@@ -125,14 +125,13 @@ impl RowOp for RmsNorm<'_> {
     }
 }
 
-/// `count` columns of `x` `[tokens, width]` from column `from` on: `[tokens, count]`.
-pub fn columns(x: &Tensor, from: usize, count: usize) -> Result<Tensor> {
-    let part = x.narrow(D::Minus1, from, count)?;
+/// Products `[tokens, out]` and a bias `[out]`.
+pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if cuda::takes(x) && cuda::are_packs(&[from, count]) {
-        return cuda::columns(x, from, count);
+    if cuda::takes(x) && cuda::takes(bias) {
+        return cuda::add_bias(x, bias);
     }
-    part.contiguous()
+    x.broadcast_add(bias)
 }
 
 /// Some heads of `x` `[tokens, width]`, which begin at column `from`, rotated by `cos` and `sin`

@@ -10,6 +10,7 @@ use super::{
     config::LlamaConfig,
     pass::{Batch, Pass},
     rope::Rope,
+    rows::rows,
     weights::{Numbers, Weights},
 };
 use crate::error::{self, compute};
@@ -181,7 +182,7 @@ impl Llama {
     /// The residual stream that enters block 0, `[tokens, hidden_size]`.
     pub(super) fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         let ids = Tensor::new(ids, self.embeddings.device())?;
-        self.embeddings.index_select(&ids, 0)?.to_dtype(self.dtype)
+        rows(&self.embeddings, &ids)?.to_dtype(self.dtype)
     }
 
     /// The numbers that the pass computes in.

@@ -9,7 +9,7 @@ mod calibration;
 pub mod config;
 mod cpu_attention;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub mod cuda;
 pub mod fused;
 mod gated;
 pub mod gguf;
@@ -26,6 +26,7 @@ mod pass;
 mod quantize;
 pub mod readout;
 pub mod rope;
+pub mod rows;
 pub mod safetensors;
 mod tiles;
 pub mod weights;

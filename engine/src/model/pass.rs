@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::{
     attention::Qkv,
     llama::{Activations, Chooser, Llama, Packed, Wanted},
     packed_attention::{Heads, KeyValues, Plan, Queries, Sequence},
+    rows,
 };
 
 /// The parts of a packed batch that every block uses.
@@ -216,7 +217,7 @@ impl<'a> Pass<'a> {
             return Ok(x);
         };
         let plan = self.batch.attention_of(model, numbers)?;
-        let select = |of: &Tensor| of.index_select(rows, 0);
+        let select = |of: &Tensor| rows::rows(of, rows);
         self.narrowed = true;
         block.forward(
             &model.config,
@@ -240,7 +241,7 @@ impl<'a> Pass<'a> {
             let rows = Rows::new(chooser.rows()?, self.model.device())?;
             for slot in &mut self.values {
                 *slot = match (slot.take(), &rows.tensor) {
-                    (Some(all), Some(rows)) => Some(all.index_select(rows, 0)?),
+                    (Some(all), Some(rows)) => Some(rows::rows(&all, rows)?),
                     _ => None,
                 };
             }
@@ -283,7 +284,7 @@ impl<'a> Pass<'a> {
 /// Some rows of a tensor, or all.
 fn select(of: &Tensor, rows: Option<&Rows>) -> Result<Tensor> {
     match rows.and_then(|rows| rows.tensor.as_ref()) {
-        Some(rows) => of.index_select(rows, 0),
+        Some(rows) => rows::rows(of, rows),
         None => Ok(of.clone()),
     }
 }
@@ -291,7 +292,7 @@ fn select(of: &Tensor, rows: Option<&Rows>) -> Result<Tensor> {
 /// Keeps rows of a block in f32 in the places that ask for that block.
 fn keep(slots: &mut [Option<Tensor>], wanted: &[usize], index: usize, rows: &Tensor) -> Result<()> {
     for (slot, _) in slots.iter_mut().zip(wanted).filter(|(_, at)| **at == index) {
-        *slot = Some(rows.to_dtype(DType::F32)?);
+        *slot = Some(rows::in_f32(rows)?);
     }
     Ok(())
 }

@@ -2,7 +2,10 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::config::{LlamaConfig, RopeScaling};
+use super::{
+    config::{LlamaConfig, RopeScaling},
+    rows::rows,
+};
 
 /// Cosines and sines of all positions of a window.
 pub struct Rope {
@@ -24,20 +27,17 @@ impl Rope {
                     .map(move |frequency| (position as f64 * frequency) as f32)
             })
             .collect();
-        let angles = Tensor::from_vec(angles, (context, half), device)?;
+        let angles = Tensor::from_vec(angles, (context, half), &Device::Cpu)?;
         Ok(Self {
-            cos: angles.cos()?,
-            sin: angles.sin()?,
+            cos: angles.cos()?.to_device(device)?,
+            sin: angles.sin()?.to_device(device)?,
         })
     }
 
     /// The rows of the tokens of packed sequences, `positions` being `[tokens]` u32: cosines and
     /// sines, each `[tokens, head_dim / 2]`.
     pub fn rows(&self, positions: &Tensor) -> Result<(Tensor, Tensor)> {
-        Ok((
-            self.cos.index_select(positions, 0)?,
-            self.sin.index_select(positions, 0)?,
-        ))
+        Ok((rows(&self.cos, positions)?, rows(&self.sin, positions)?))
     }
 }
 

@@ -8,14 +8,21 @@ use super::*;
 use crate::{
     device,
     error::{ErrorKind, compute},
+    mentions::{
+        candidates::{Candidates, MAX_WORDS},
+        probe::Probe,
+    },
     model::{
         fused,
         packed_attention::{
             Heads, KeyValues, Plan, Queries,
             tests::{gathered, largest, random, sequences},
         },
+        rows,
         weights::Numbers,
     },
+    projection::{Centers, Linear, Projection, ProjectionKind, Side},
+    text::Word,
 };
 
 /// What bf16 rounds, of the largest number.
@@ -88,12 +95,121 @@ fn heads_are_cut_out_and_rotated() {
             &fused::rotate(&x, from, heads, &cos, &sin).unwrap(),
             "rotated",
         );
-        let ours = fused::columns(&gx, from, heads * dim).unwrap();
+        let ours = rows::columns(&gx, from, heads * dim).unwrap();
         close(
             &ours,
-            &fused::columns(&x, from, heads * dim).unwrap(),
+            &rows::columns(&x, from, heads * dim).unwrap(),
             "columns",
         );
+    }
+}
+
+#[test]
+fn rows_and_f32_are_the_cpus() {
+    let Some(gpu) = gpu() else { return };
+    let ((x, gx), wanted) = (both(&[50, 3, 16], &gpu), [49u32, 0, 7, 7]);
+    let of = |device: &Device| Tensor::new(&wanted, device).unwrap();
+    let expected = x.index_select(&of(&Device::Cpu), 0).unwrap();
+    let exact = |ours: Tensor| {
+        assert_eq!(ours.dims(), expected.dims());
+        assert_eq!(largest(&(back(&ours) - &expected).unwrap()), 0.0);
+    };
+    exact(gather(&gx, &of(&gpu)).unwrap().unwrap());
+    let wide = widen(&gx).unwrap().unwrap();
+    assert_eq!(wide.dtype(), DType::F32);
+    exact(gather(&wide, &of(&gpu)).unwrap().unwrap());
+    // Rows that do not divide into loads.
+    let odd = x
+        .flatten_from(1)
+        .unwrap()
+        .narrow(1, 0, 7)
+        .unwrap()
+        .contiguous()
+        .unwrap();
+    let odd = odd.to_device(&gpu).unwrap();
+    assert!(gather(&odd, &of(&gpu)).unwrap().is_none());
+    assert_eq!(rows::rows(&odd, &of(&gpu)).unwrap().dims(), [4, 7]);
+    let (bias, g_bias) = both(&[48], &gpu);
+    let (x, gx) = (x.flatten_from(1).unwrap(), gx.flatten_from(1).unwrap());
+    close(
+        &fused::add_bias(&gx, &g_bias).unwrap(),
+        &fused::add_bias(&x, &bias).unwrap(),
+        "bias",
+    );
+}
+
+fn numbers(shape: &[usize]) -> Tensor {
+    Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn projections_are_the_cpus() {
+    let Some(gpu) = gpu() else { return };
+    let linear = |from: usize, to: usize| Linear {
+        weight: (numbers(&[to, from]) * 0.1).unwrap(),
+        bias: numbers(&[to]),
+    };
+    let centers = || Centers {
+        parts: 2,
+        mentions: numbers(&[60]),
+        types: numbers(&[60]),
+    };
+    for (kind, dims, centers) in [
+        (ProjectionKind::Mlp, 50, None),
+        (ProjectionKind::Residual, 60, Some(centers())),
+    ] {
+        let projection = Projection {
+            kind,
+            first: linear(60, 40),
+            second: linear(40, dims),
+            centers,
+        };
+        let on_gpu = projection.to_device(&gpu).unwrap();
+        for rows in [1, 33] {
+            let x = numbers(&[rows, 60]);
+            for side in [Side::Mention, Side::Type] {
+                let expected = projection.apply(&x, side).unwrap();
+                let ours = on_gpu.apply(&x.to_device(&gpu).unwrap(), side).unwrap();
+                assert_eq!(ours.dims(), [rows, dims]);
+                assert!(
+                    largest(&(back(&ours) - expected).unwrap()) < 1e-5,
+                    "{kind:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn span_scores_are_the_cpus() {
+    let Some(gpu) = gpu() else { return };
+    for units in [1, 32, 50] {
+        let probe = Probe {
+            mean: numbers(&[24]),
+            scale: numbers(&[24]).abs().unwrap(),
+            tokens: (numbers(&[5 * units, 24]) * 0.2).unwrap(),
+            width: numbers(&[MAX_WORDS, units]),
+            output: numbers(&[units, 1]),
+            bias: numbers(&[1]),
+        };
+        let mut candidates = Candidates::default();
+        let word = |token| Word {
+            bytes: 0..1,
+            first: token,
+            last: token,
+            alphanumeric: true,
+        };
+        let words: Vec<Word> = (1..30).map(word).collect();
+        candidates.add(0, &words, 0, 30);
+        candidates.add(1, &words[..3], 30, 4);
+        let hidden = numbers(&[34, 24]);
+        let expected = probe.score(&hidden, &candidates).unwrap().unwrap();
+        let probe = probe.to_device(&gpu).unwrap();
+        let ours = probe
+            .score(&hidden.to_device(&gpu).unwrap(), &candidates)
+            .unwrap();
+        let error = largest(&(back(&ours.unwrap()) - expected).unwrap());
+        assert!(error < 1e-5, "{units} units: {error}");
     }
 }
 

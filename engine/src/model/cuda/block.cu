@@ -110,6 +110,38 @@ extern "C" __global__ void rotate(const uint4* x, const float4* cos, const float
   }
 }
 
+// `x` [tokens, packs * 8] plus `row` [packs * 8]. The token is `blockIdx.y`.
+extern "C" __global__ void add_bias(const uint4* x, const uint4* row, uint4* out, int packs) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= packs) return;
+  const size_t at = static_cast<size_t>(blockIdx.y) * packs + i;
+  float a[PACK], b[PACK];
+  unpack(x[at], a);
+  unpack(row[i], b);
+#pragma unroll
+  for (int j = 0; j < PACK; j++) a[j] += b[j];
+  out[at] = pack(a);
+}
+
+// The rows `rows` of `x` [count, packs * 16 bytes], whatever numbers these are; zeros for a row that is not there.
+// The row is `blockIdx.x`.
+extern "C" __global__ void gather(const uint4* x, const uint32_t* rows, uint4* out, int packs, uint32_t count) {
+  const uint32_t row = rows[blockIdx.x];
+  const size_t from = static_cast<size_t>(row) * packs, to = static_cast<size_t>(blockIdx.x) * packs;
+  for (int i = threadIdx.x; i < packs; i += blockDim.x)
+    out[to + i] = row < count ? x[from + i] : make_uint4(0, 0, 0, 0);
+}
+
+// `x` [packs * 8] in f32.
+extern "C" __global__ void widen(const uint4* x, float4* out, size_t packs) {
+  const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= packs) return;
+  float a[PACK];
+  unpack(x[i], a);
+  out[2 * i] = make_float4(a[0], a[1], a[2], a[3]);
+  out[2 * i + 1] = make_float4(a[4], a[5], a[6], a[7]);
+}
+
 // `count` packs of 8 from column `from` of the row `blockIdx.x` of `x` [tokens, width]: `out` [tokens, count].
 extern "C" __global__ void columns(const uint4* x, uint4* out, int width, int from, int count) {
   const size_t token = blockIdx.x;
