@@ -103,7 +103,9 @@ class Torch:
                 batch = []
             batch.append(text)
         batches.append(batch)
-        self.values(batches[0])
+        # Memory for batches of each shape is allocated at the first.
+        for batch in batches:
+            self.values(batch)
         self.finish()
         started, tokens = time.time(), 0
         while tokens == 0 or time.time() - started < seconds:
