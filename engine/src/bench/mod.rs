@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use candle_core::Tensor;
 use clap::Args;
 use ner_retriever_protocol::{Span, TextRequest};
 use rayon::prelude::*;
@@ -261,10 +260,14 @@ fn pass(embedder: &Embedder, inputs: &[Input], batch_tokens: usize, seconds: f64
     }
     let run = |part: &[Window]| {
         let packed = Packed::new(part.iter().map(|window| window.ids.as_slice()));
-        // Read back, so that a GPU has computed it.
         let values = llama.forward(&packed, &wanted).map_err(compute)?.values;
-        let sum = Tensor::cat(&values, 0).and_then(|values| values.sum_all()?.to_vec0::<f32>());
-        sum.map_err(compute)?;
+        // Read back, so that a GPU has computed it.
+        let first = values
+            .iter()
+            .map(|values| values.narrow(0, 0, 1)?.to_vec2::<f32>());
+        first
+            .collect::<candle_core::Result<Vec<_>>>()
+            .map_err(compute)?;
         Ok(packed.ids.len())
     };
     let (mut tokens, started) = (0, Instant::now());

@@ -68,17 +68,17 @@ extern "C" __global__ void add(const uint4* a, const uint4* b, uint4* out, size_
 }
 
 // silu of the gates times ups, which stand side by side: `gate_up` [tokens, 2 * packs * 8] to `out`
-// [tokens, packs * 8]. The token is `blockIdx.y`.
+// [tokens, packs * 8]. The token is `blockIdx.x`, which may be larger than `blockIdx.y`.
 extern "C" __global__ void swiglu(const uint4* gate_up, uint4* out, int packs) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  const int i = blockIdx.y * blockDim.x + threadIdx.x;
   if (i >= packs) return;
-  const uint4* row = gate_up + static_cast<size_t>(blockIdx.y) * 2 * packs;
+  const uint4* row = gate_up + static_cast<size_t>(blockIdx.x) * 2 * packs;
   float gate[PACK], up[PACK];
   unpack(row[i], gate);
   unpack(row[packs + i], up);
 #pragma unroll
   for (int j = 0; j < PACK; j++) gate[j] = gate[j] / (1 + __expf(-gate[j])) * up[j];
-  out[static_cast<size_t>(blockIdx.y) * packs + i] = pack(gate);
+  out[static_cast<size_t>(blockIdx.x) * packs + i] = pack(gate);
 }
 
 // `heads` heads of 2 * `half` numbers from column `from` of the row `blockIdx.x` of `x` [tokens, width],
@@ -110,11 +110,11 @@ extern "C" __global__ void rotate(const uint4* x, const float4* cos, const float
   }
 }
 
-// `x` [tokens, packs * 8] plus `row` [packs * 8]. The token is `blockIdx.y`.
+// `x` [tokens, packs * 8] plus `row` [packs * 8]. The token is `blockIdx.x`.
 extern "C" __global__ void add_bias(const uint4* x, const uint4* row, uint4* out, int packs) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  const int i = blockIdx.y * blockDim.x + threadIdx.x;
   if (i >= packs) return;
-  const size_t at = static_cast<size_t>(blockIdx.y) * packs + i;
+  const size_t at = static_cast<size_t>(blockIdx.x) * packs + i;
   float a[PACK], b[PACK];
   unpack(x[at], a);
   unpack(row[i], b);

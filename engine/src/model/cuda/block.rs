@@ -152,7 +152,7 @@ pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
     let mut builder = function.builder();
     builder.arg(&numbers).arg(&out).arg(&count);
     let threads = threads(packs, 256);
-    let config = launch((packs.div_ceil(threads as usize), tokens), threads);
+    let config = launch((tokens, packs.div_ceil(threads as usize)), threads);
     // SAFETY: a row of blocks for each token; threads beyond its last pack do nothing.
     unsafe { builder.launch(config) }.w()?;
     Ok(output(out, device, (tokens, inner)))
@@ -218,7 +218,7 @@ pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let mut builder = function.builder();
     builder.arg(&numbers).arg(&biases).arg(&out).arg(&count);
     let threads = threads(packs, 256);
-    let config = launch((packs.div_ceil(threads as usize), tokens), threads);
+    let config = launch((tokens, packs.div_ceil(threads as usize)), threads);
     // SAFETY: a row of blocks for each token; threads beyond its last pack do nothing.
     unsafe { builder.launch(config) }.w()?;
     Ok(output(out, device, (tokens, width)))
