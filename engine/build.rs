@@ -12,4 +12,6 @@ fn main() -> cudaforge::Result<()> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn main() {}
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+}

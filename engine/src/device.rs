@@ -69,13 +69,13 @@ fn open_cuda(ordinal: usize) -> candle_core::Result<Device> {
     // SAFETY: the context that was just made is bound to this thread, and the pool is its device's; the
     // attribute is a 64-bit number.
     unsafe {
-        let pool = result::device::get(ordinal as i32).w()?;
-        let mut handle = std::ptr::null_mut();
-        sys::cuDeviceGetDefaultMemPool(&mut handle, pool)
+        let number = result::device::get(ordinal as i32).w()?;
+        let mut pool = std::ptr::null_mut();
+        sys::cuDeviceGetDefaultMemPool(&mut pool, number)
             .result()
             .w()?;
         sys::cuMemPoolSetAttribute(
-            handle,
+            pool,
             sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
             (&raw const threshold).cast_mut().cast(),
         )

@@ -242,11 +242,16 @@ fn chosen_rows_have_the_values_of_a_whole_pass() {
 }
 
 fn check_chosen(model: &BaseModel, tolerance: f64) {
-    let last = model.llama.last_block();
     let texts: [&[u32]; 3] = [&[1, 5, 9, 3, 7], &[4], &[8, 2, 6]];
     let packed = Packed::new(texts);
-    // Out of order, one of them twice.
-    let rows = [8, 0, 3, 5, 3];
+    // Out of order, one of them twice; one in the midst of the first sequence.
+    for rows in [&[8, 0, 3, 5, 3][..], &[2]] {
+        check_chosen_rows(model, &packed, rows, tolerance);
+    }
+}
+
+fn check_chosen_rows(model: &BaseModel, packed: &Packed, rows: &[u32], tolerance: f64) {
+    let last = model.llama.last_block();
     for (hidden, values, cached_blocks) in [
         (1, vec![last], 0),
         (last, vec![last], 0),
@@ -260,7 +265,7 @@ fn check_chosen(model: &BaseModel, tolerance: f64) {
             cached_blocks,
             ..Wanted::default()
         };
-        let all = model.llama.forward(&packed, &wanted).unwrap();
+        let all = model.llama.forward(packed, &wanted).unwrap();
         let choosing = |rows: &[u32]| {
             let mut chooser = Chosen {
                 rows: rows.to_vec(),
@@ -268,10 +273,10 @@ fn check_chosen(model: &BaseModel, tolerance: f64) {
             };
             let llama = &model.llama;
             llama
-                .forward_choosing(&packed, &wanted, &mut chooser)
+                .forward_choosing(packed, &wanted, &mut chooser)
                 .unwrap()
         };
-        let chosen = choosing(&rows);
+        let chosen = choosing(rows);
         assert_eq!(chosen.cache.len(), cached_blocks);
         assert_eq!(chosen.hidden[0].dims(), all.hidden[0].dims());
         assert_eq!(chosen.values.len(), all.values.len());

@@ -36,24 +36,23 @@ struct Group {
 
 /// Rows of a tensor.
 enum Rows {
-    /// All, in order.
-    All,
+    /// So many from the first, in order.
+    First(usize),
     /// These, u32.
     Some(Tensor),
 }
 
 impl Rows {
-    /// Of a tensor with `all` rows.
-    fn new(rows: Vec<u32>, all: usize, device: &Device) -> Result<Self> {
-        if rows.iter().copied().eq(0..all as u32) {
-            return Ok(Self::All);
+    fn new(rows: Vec<u32>, device: &Device) -> Result<Self> {
+        if rows.iter().copied().eq(0..rows.len() as u32) {
+            return Ok(Self::First(rows.len()));
         }
         Tensor::new(rows, device).map(Self::Some)
     }
 
     fn select(&self, of: &Tensor) -> Result<Tensor> {
         match self {
-            Self::All => Ok(of.clone()),
+            Self::First(count) => of.narrow(0, 0, *count),
             Self::Some(rows) => of.index_select(rows, 0),
         }
     }
@@ -94,11 +93,6 @@ impl Padding {
             .collect();
         // Stable, so that sequences of one length stay in order.
         members.sort_by_key(|member| std::cmp::Reverse((member.keys, member.queries)));
-        let rows = Counts {
-            queries: first,
-            past: past_rows,
-            own: sequences.iter().map(|s| s.own.end).max().unwrap_or(0),
-        };
         let mut order = vec![0; first];
         let mut groups = Vec::new();
         let (mut rest, mut row) = (members.as_slice(), 0);
@@ -112,7 +106,7 @@ impl Padding {
                 }
                 row += padded;
             }
-            groups.push(Group::new(group, padded, &rows, dtype, device)?);
+            groups.push(Group::new(group, padded, past_rows, dtype, device)?);
         }
         let in_order = order.iter().copied().eq(0..row as u32);
         Ok(Self {
@@ -164,19 +158,12 @@ fn group_size(members: &[Member]) -> usize {
         .count()
 }
 
-/// Rows of the tensors that a batch has.
-struct Counts {
-    queries: usize,
-    past: usize,
-    own: usize,
-}
-
 impl Group {
     /// The members with `queries` queries each.
     fn new(
         members: &[Member],
         queries: usize,
-        rows: &Counts,
+        past_rows: usize,
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
@@ -192,7 +179,7 @@ impl Group {
             query_rows.resize(query_rows.len() + queries - member.queries, 0);
             let Sequence { prefix, own } = member.sequence;
             key_rows.extend(prefix.clone().map(|row| row as u32));
-            key_rows.extend(own.clone().map(|row| (rows.past + row) as u32));
+            key_rows.extend(own.clone().map(|row| (past_rows + row) as u32));
             key_rows.resize(key_rows.len() + keys - member.keys, 0);
             let unseen = (0..member.queries).rev();
             seen.extend(unseen.map(|later| (member.keys - later) as u32));
@@ -208,8 +195,8 @@ impl Group {
             sequences: members.len(),
             queries,
             keys,
-            query_rows: Rows::new(query_rows, rows.queries, device)?,
-            key_rows: Rows::new(key_rows, rows.past + rows.own, device)?,
+            query_rows: Rows::new(query_rows, device)?,
+            key_rows: Rows::new(key_rows, device)?,
             mask,
         })
     }
