@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The engine for NVIDIA GPUs, built if needed: a program of its own, which the CPU's engine does not
 # depend on. Needs no GPU and no driver, but about 10 minutes the first time, most of them nvcc's.
-# usage: engine_cuda.sh build|path|tests
+# usage: engine_cuda.sh build|path|tests|lint
 #   tests     builds the engine's unit tests with CUDA as well, and prints the program's path: run on a machine
-#             with a GPU, they compare our kernels with the CPU's (elsewhere those tests say that they skip)
+#             with a GPU, they compare our kernels with the CPU's (where the driver finds none, they say that they skip)
+#   lint      clippy of what is compiled for CUDA alone, which scripts/lint.sh does not see
 #   CUDA_HOME  the CUDA toolkit (default: the one of nvcc on PATH; without one a pinned toolkit is
 #              downloaded into the cache)
 #   CUDA_ARCH  the oldest compute capability that the program must run on (default 80: Ampere)
@@ -114,17 +115,17 @@ SCRIPT
   chmod +x "$1"
 }
 
-# cargo with the arguments, for CUDA.
+# The cargo command $1 with the arguments that follow it, for CUDA.
 cargo_cuda() {
   env -u CUDA_PATH -u CUDA_ROOT -u CUDA_TOOLKIT_ROOT_DIR -u CUDNN_LIB \
     CUDA_HOME="$HOME_OF_BUILD" NVCC="$HOME_OF_BUILD/bin/nvcc" PATH="$HOME_OF_BUILD/bin:$PATH" \
     CUDA_COMPUTE_CAP="$CUDA_ARCH" CUDARC_CUDA_VERSION="${VERSION%%.*}0${VERSION##*.}0" \
-    CARGO_TARGET_DIR="$CUDA_TARGET" cargo "$@" --release -p ner-retriever-engine --features cuda 9>&-
+    CARGO_TARGET_DIR="$CUDA_TARGET" cargo "$1" --release -p ner-retriever-engine --features cuda "${@:2}" 9>&-
 }
 
 # One folder a toolkit and architecture: cargo builds the kernels anew when its name changes, and only
 # then.
-build() {
+prepare() {
   cd "$REPO"
   "$REPO/scripts/setup.sh" tools
   find_toolkit
@@ -139,6 +140,10 @@ build() {
     mv -T "$HOME_OF_BUILD.new" "$HOME_OF_BUILD"
   fi
   rm -rf "$HOME_OF_BUILD.new"
+}
+
+build() {
+  prepare
   say "building the engine for CUDA $VERSION, compute capability $CUDA_ARCH and newer"
   cargo_cuda build >&2
 }
@@ -153,5 +158,9 @@ case ${1:-} in
     build
     cargo_cuda test --lib --no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'
     ;;
-  *) die "unknown command '${1:-}'" "usage: engine_cuda.sh build|path|tests" ;;
+  lint)
+    prepare
+    cargo_cuda clippy --all-targets -- -D warnings
+    ;;
+  *) die "unknown command '${1:-}'" "usage: engine_cuda.sh build|path|tests|lint" ;;
 esac
