@@ -67,11 +67,22 @@ mod cuda {
     pub struct Pinned(Mutex<HashMap<usize, Vec<PinnedHostSlice<f32>>>>);
 
     pub struct Coming {
-        buffer: PinnedHostSlice<f32>,
+        /// Taken once it is filled.
+        buffer: Option<PinnedHostSlice<f32>>,
         copied: CudaEvent,
         count: usize,
         /// Stays until it is copied.
         _tensor: Tensor,
+    }
+
+    impl Drop for Coming {
+        /// A pass that fails leaves what it asked for: the GPU must not copy into memory that is freed.
+        fn drop(&mut self) {
+            if self.buffer.is_some() {
+                // Without an answer the GPU is lost, and copies no more.
+                let _ = self.copied.synchronize();
+            }
+        }
     }
 
     impl Pinned {
@@ -103,19 +114,21 @@ mod cuda {
             let copied = stream.record_event(Some(flags)).w()?;
             drop(storage);
             Ok(Coming {
-                buffer,
+                buffer: Some(buffer),
                 copied,
                 count,
                 _tensor: tensor,
             })
         }
 
-        pub fn finish(&self, coming: Coming) -> Result<Vec<f32>> {
+        pub fn finish(&self, mut coming: Coming) -> Result<Vec<f32>> {
             coming.copied.synchronize().w()?;
-            let numbers = coming.buffer.as_slice().w()?[..coming.count].to_vec();
+            let Some(buffer) = coming.buffer.take() else {
+                bail!("a download was taken twice");
+            };
+            let numbers = buffer.as_slice().w()?[..coming.count].to_vec();
             let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let of_size = free.entry(coming.buffer.len()).or_default();
-            of_size.push(coming.buffer);
+            free.entry(buffer.len()).or_default().push(buffer);
             Ok(numbers)
         }
     }

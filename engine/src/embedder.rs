@@ -215,7 +215,7 @@ impl Embedder {
         for (window, spans) in windows.iter().zip(&found) {
             if window.embed {
                 for (bytes, _) in spans {
-                    places.push(self.place(places.len(), window, offset, bytes)?);
+                    places.push(self.place(window, offset, bytes)?);
                 }
             }
             offset += window.ids.len();
@@ -229,18 +229,11 @@ impl Embedder {
         Ok(Represented { found, values })
     }
 
-    /// What a pass knows the mention `number` by, which is in a window whose rows begin at `offset`.
-    fn place(
-        &self,
-        number: usize,
-        window: &Window,
-        offset: usize,
-        bytes: &Range<usize>,
-    ) -> Result<Place> {
+    /// What a pass knows a mention by, which is in a window whose rows begin at `offset`.
+    fn place(&self, window: &Window, offset: usize, bytes: &Range<usize>) -> Result<Place> {
         let representations = &self.head.description.representations;
         let mention = &window.text[bytes.clone()];
         Ok(Place {
-            value: number,
             prefix: offset..offset + window.ids.len(),
             suffixes: mention_suffixes(&self.model, representations, mention)?,
         })

@@ -19,7 +19,7 @@ use crate::{
     model::{
         BaseModel, Numbers,
         identity::hex,
-        llama::{Packed, Wanted},
+        llama::{Chooser, Packed, Wanted},
         readout::Readout,
     },
     representation::{Place, Representation, mention_suffixes, represent_with_states, want},
@@ -181,6 +181,19 @@ struct Reader<'a> {
     wanted: Wanted,
 }
 
+/// The rows of the labelled mentions' last tokens.
+struct Known(Vec<u32>);
+
+impl Chooser for Known {
+    fn see(&mut self, _: &[Tensor]) -> candle_core::Result<()> {
+        Ok(())
+    }
+
+    fn rows(&mut self) -> candle_core::Result<Vec<u32>> {
+        Ok(std::mem::take(&mut self.0))
+    }
+}
+
 /// Values, states and hidden states of texts, where they are kept.
 type Parts = [Option<Tensor>; 3];
 
@@ -230,22 +243,22 @@ impl<'a> Reader<'a> {
 
     fn pass(&self, texts: &[Labelled]) -> Result<Parts> {
         let first = self.model.tokenizer.first();
-        let (mut ids, mut places) = (Vec::new(), Vec::new());
+        let (mut ids, mut places, mut ends) = (Vec::new(), Vec::new(), Vec::new());
         let mut sequences = Vec::with_capacity(texts.len());
         for text in texts {
             let offset = ids.len();
             ids.push(first);
             ids.extend_from_slice(&text.encoded.ids);
             sequences.push(offset..ids.len());
-            let mentions = text.ends.iter().zip(&text.suffixes);
-            places.extend(mentions.map(|(end, suffixes)| Place {
-                value: offset + 1 + end,
+            ends.extend(text.ends.iter().map(|end| (offset + 1 + end) as u32));
+            places.extend(text.suffixes.iter().map(|suffixes| Place {
                 prefix: offset..ids.len(),
                 suffixes: suffixes.clone(),
             }));
         }
         let packed = Packed::new(sequences.into_iter().map(|sequence| &ids[sequence]));
-        let activations = self.model.llama.forward(&packed, &self.wanted);
+        let llama = &self.model.llama;
+        let activations = llama.forward_choosing(&packed, &self.wanted, &mut Known(ends));
         let activations = activations.map_err(compute)?;
         let half = |tensor: &Tensor| tensor.to_dtype(DType::F16);
         let (mut values, mut kept_states) = (None, None);

@@ -103,8 +103,6 @@ pub fn want(representations: &[Representation], wanted: &mut Wanted) {
 
 /// A mention in a packed pass.
 pub struct Place {
-    /// Row of its V among [`Activations::values`].
-    pub value: usize,
     /// Rows that its suffixes continue: its text's.
     pub prefix: Range<usize>,
     /// Token ids of its suffix for each suffix representation, in their order.
@@ -186,7 +184,7 @@ fn query_forms(
 
 /// The vectors of all representations side by side, `[places, representations * kv_dim]`.
 /// `activations` come from the pass that the places are in, with what [`want`] asks for as the
-/// last of [`Wanted::values`].
+/// last of [`Wanted::values`], a row for each place.
 pub fn represent(
     model: &BaseModel,
     representations: &[Representation],
@@ -219,7 +217,7 @@ pub fn represent_with_states(
                 let Some(values) = values.next() else {
                     candle_core::bail!("the pass has too few values");
                 };
-                parts.push(select(values, places.iter().map(|place| place.value))?);
+                parts.push(values.clone());
             }
             Representation::Suffix { block, .. } => {
                 let number = suffixes.next().unwrap_or(0);
@@ -308,7 +306,6 @@ mod tests {
 
     fn place(prefix: Range<usize>, suffix: &[u32]) -> Place {
         Place {
-            value: 0,
             prefix,
             suffixes: vec![vec![0], suffix.to_vec()],
         }

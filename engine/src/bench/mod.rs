@@ -309,15 +309,11 @@ fn bulk(embedder: &Embedder, inputs: &[Input], batch_tokens: usize, seconds: f64
             }
             batch.texts += 1;
             let passed = started.elapsed() >= Duration::from_secs_f64(seconds);
-            if sum.texts >= inputs.len() && passed {
-                break;
-            }
-            if sum.texts + batch.texts == inputs.len() && passed {
-                batch.run(embedder, &mut sum)?;
+            if passed && sum.texts + batch.texts >= inputs.len() {
                 break;
             }
         }
-        Ok(())
+        batch.run(embedder, &mut sum)
     })?;
     sum.seconds = started.elapsed().as_secs_f64();
     sum.texts_per_s = sum.texts as f64 / sum.seconds;

@@ -9,7 +9,7 @@ mod calibration;
 pub mod config;
 mod cpu_attention;
 #[cfg(feature = "cuda")]
-pub mod cuda;
+pub(crate) mod cuda;
 pub mod fused;
 mod gated;
 pub mod gguf;

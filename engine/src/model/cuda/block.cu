@@ -1,10 +1,8 @@
 // What a block does between its matrix products, on bf16: one pass over memory each, 16 bytes a thread
-// and load. Compiled to PTX by build.rs, launched by cuda/mod.rs and cuda/attention.rs.
+// and load. Compiled to PTX by build.rs, launched by block.rs and rows.rs.
 
 #include <cuda_bf16.h>
 #include <stdint.h>
-
-typedef __nv_bfloat16 bf16;
 
 // Numbers of one 16-byte load.
 constexpr int PACK = 8;

@@ -13,7 +13,7 @@ use candle_core::{
 };
 use half::bf16;
 
-use super::{PACK, input, launch, output, threads};
+use super::{PACK, input, launch, launch_each, output, threads};
 
 pub(super) const MODULE: &str = "ner_retriever block";
 pub(super) const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/block.ptx"));
@@ -47,7 +47,6 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
 
 /// The sum of two tensors of one shape.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    const THREADS: usize = 256;
     if a.dims() != b.dims() {
         bail!("cannot add {:?} and {:?}", a.shape(), b.shape());
     }
@@ -61,7 +60,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let mut builder = function.builder();
     builder.arg(&left).arg(&right).arg(&out).arg(&packs);
     // SAFETY: threads beyond the last pack do nothing; all three have as many numbers.
-    unsafe { builder.launch(launch((packs.div_ceil(THREADS), 1), THREADS as u32)) }.w()?;
+    unsafe { builder.launch(launch_each(packs)) }.w()?;
     Ok(output(out, device, a.shape()))
 }
 

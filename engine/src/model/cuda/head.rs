@@ -5,7 +5,7 @@ use candle_core::{
     cuda_backend::{WrapErr, cudarc::driver::PushKernelArg},
 };
 
-use super::{input, launch, output, threads};
+use super::{THREADS, input, launch, launch_each, output, threads};
 use crate::{
     mentions::{candidates::Candidates, probe::Probe},
     projection::{Projection, Side},
@@ -13,7 +13,6 @@ use crate::{
 
 const MODULE: &str = "ner_retriever head";
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/head.ptx"));
-const THREADS: usize = 256;
 
 /// [`Projection::apply`].
 pub fn project(projection: &Projection, x: &Tensor, side: Side) -> Result<Tensor> {
@@ -132,7 +131,7 @@ fn add_row(x: &Tensor, row: &Tensor, with_silu: bool) -> Result<Tensor> {
         .arg(&width)
         .arg(&with_silu);
     // SAFETY: threads beyond the last number do nothing; the row is as wide as those of `x`.
-    unsafe { builder.launch(launch((count.div_ceil(THREADS), 1), THREADS as u32)) }.w()?;
+    unsafe { builder.launch(launch_each(count)) }.w()?;
     Ok(output(out, device, x.shape()))
 }
 
@@ -149,7 +148,7 @@ fn add_numbers(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let mut builder = function.builder();
     builder.arg(&left).arg(&right).arg(&out).arg(&count);
     // SAFETY: threads beyond the last number do nothing; all three have as many.
-    unsafe { builder.launch(launch((count.div_ceil(THREADS), 1), THREADS as u32)) }.w()?;
+    unsafe { builder.launch(launch_each(count)) }.w()?;
     Ok(output(out, device, a.shape()))
 }
 
@@ -203,6 +202,6 @@ fn standardize(x: &Tensor, mean: &Tensor, scale: &Tensor) -> Result<Tensor> {
         .arg(&count)
         .arg(&width);
     // SAFETY: threads beyond the last number do nothing; both vectors are as wide as the rows of `x`.
-    unsafe { builder.launch(launch((count.div_ceil(THREADS), 1), THREADS as u32)) }.w()?;
+    unsafe { builder.launch(launch_each(count)) }.w()?;
     Ok(output(out, device, x.shape()))
 }

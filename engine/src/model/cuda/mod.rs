@@ -24,6 +24,8 @@ pub use rows::{gather, widen};
 
 /// bf16 numbers of one load of 16 bytes: the kernels' `PACK`.
 const PACK: usize = 8;
+/// Of a block whose work does not say how many.
+const THREADS: usize = 256;
 
 /// Whether the kernels of a block take a tensor: contiguous bf16 that divides into loads.
 pub fn takes(x: &Tensor) -> bool {
@@ -86,6 +88,11 @@ fn output<T: CudaDType>(
 
 fn threads(items: usize, most: usize) -> u32 {
     items.next_multiple_of(32).min(most) as u32
+}
+
+/// A thread for each of many items.
+fn launch_each(items: usize) -> LaunchConfig {
+    launch((items.div_ceil(THREADS), 1), THREADS as u32)
 }
 
 fn launch(grid: (usize, usize), threads: u32) -> LaunchConfig {

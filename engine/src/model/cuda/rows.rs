@@ -12,7 +12,7 @@ use half::bf16;
 use super::{
     PACK,
     block::{MODULE, PTX},
-    input, launch, output, takes, threads,
+    input, launch, launch_each, output, takes, threads,
 };
 
 /// The rows `rows` `[n]` u32 of `x` `[.., width]`, `[n, width]`; `None` where there is no kernel for `x`.
@@ -59,7 +59,6 @@ fn gather_of<T: CudaDType + DeviceRepr>(x: &Tensor, rows: &Tensor, pack: usize) 
 
 /// `x` in f32; `None` where there is no kernel for it.
 pub fn widen(x: &Tensor) -> Result<Option<Tensor>> {
-    const THREADS: usize = 256;
     if !takes(x) {
         return Ok(None);
     }
@@ -73,6 +72,6 @@ pub fn widen(x: &Tensor) -> Result<Option<Tensor>> {
     let mut builder = function.builder();
     builder.arg(&numbers).arg(&out).arg(&packs);
     // SAFETY: threads beyond the last pack do nothing.
-    unsafe { builder.launch(launch((packs.div_ceil(THREADS), 1), THREADS as u32)) }.w()?;
+    unsafe { builder.launch(launch_each(packs)) }.w()?;
     Ok(Some(output(out, device, x.shape())))
 }

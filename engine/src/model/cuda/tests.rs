@@ -7,6 +7,7 @@ use candle_core::Device;
 use super::*;
 use crate::{
     device,
+    download::Downloads,
     error::{ErrorKind, compute},
     mentions::{
         candidates::{Candidates, MAX_WORDS},
@@ -301,6 +302,22 @@ fn attention_is_the_cpus() {
             612,
             shape,
         );
+    }
+}
+
+#[test]
+fn downloads_arrive_whole_and_in_buffers_that_were_used_before() {
+    let Some(gpu) = gpu() else { return };
+    let downloads = Downloads::default();
+    for count in [1, 4096, 5000, 4095, 8192] {
+        let expected: Vec<f32> = (0..count)
+            .map(|number| (number * 3 + count) as f32)
+            .collect();
+        let tensor = Tensor::new(expected.as_slice(), &gpu).unwrap();
+        // One that nobody waits for.
+        drop(downloads.start(&tensor).unwrap());
+        let download = downloads.start(&tensor).unwrap();
+        assert_eq!(downloads.finish(download).unwrap(), expected);
     }
 }
 
