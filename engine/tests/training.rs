@@ -163,10 +163,16 @@ fn model() -> Option<PathBuf> {
 fn what_is_distilled_is_a_head_and_comes_out_the_same_again() {
     let Some(model) = model() else { return };
     let folder = Folder::new("distilled");
-    let first = folder.distil(&model, "first", &[]);
+    let options = ["--names-are-capitalized", "--distil-detected"];
+    let options = [
+        &options[..],
+        &["--probe-lower-case", "0.5", "--threshold", "0.1"],
+    ]
+    .concat();
+    let first = folder.distil(&model, "first", &options);
     assert!(first.status.success(), "{first:?}");
     // With the features from disk this time.
-    assert!(folder.distil(&model, "second", &[]).status.success());
+    assert!(folder.distil(&model, "second", &options).status.success());
     for file in ["projection.safetensors", "mentions.safetensors"] {
         let read = |out: &str| fs::read(folder.0.join(out).join(file)).unwrap();
         assert!(read("first") == read("second"), "{file}");
@@ -267,6 +273,14 @@ fn options_that_do_not_fit_are_refused() {
     fails(
         &["--block", "22", "--teacher", "/nowhere"],
         "--teacher needs --loss distillation",
+    );
+    fails(
+        &["--block", "22", "--distil-detected"],
+        "--distil-detected needs --loss distillation",
+    );
+    fails(
+        &["--block", "22", "--names-are-capitalized"],
+        "--names-are-capitalized needs --probe-corpus",
     );
     fails(
         &[

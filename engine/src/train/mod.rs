@@ -1,6 +1,8 @@
 //! Training a head: the probe that finds mentions and the projection that tells their types.
 
+mod capitals;
 mod dataset;
+mod examples;
 mod hard_negatives;
 mod optimizer;
 mod options;
@@ -42,20 +44,21 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
     let checkpoint = Checkpoint::open(&options.model, &Device::Cpu)?.in_numbers(numbers);
     let all = checkpoint.config().blocks;
     let last = options.last_block(all)?;
-    let own_probe_texts = !options.probe_corpus.is_empty();
     let kept = Kept {
         representations: options.representations(),
-        hidden: (!own_probe_texts).then_some(options.probe_block),
+        hidden: None,
     };
     let nouns = options.nouns();
     let teaches_itself = nouns.is_some() && options.teacher.is_empty();
     let readout = teaches_itself.then(|| checkpoint.readout()).transpose()?;
     let model = checkpoint.load(if teaches_itself { all } else { last })?;
-    let (documents, names) = corpora(options)?;
-    let compute = |readout, documents: &[Document], kept| {
-        Features::compute(&model, readout, documents, kept, &options.cache)
-    };
-    let features = compute(readout.as_ref(), &documents, &kept)?;
+    let (mut documents, names) = corpora(options)?;
+    let probe = train_probe(&model, &documents, options)?;
+    if options.distil_detected {
+        let features = hidden(&model, &documents, options)?;
+        documents = probe::with_detected(&probe, &documents, &features)?;
+    }
+    let features = Features::compute(&model, readout.as_ref(), &documents, &kept, &options.cache)?;
     let teachers = match (nouns, &readout) {
         (Some(nouns), Some(readout)) => {
             vec![Teacher::new(&model, readout, &features, nouns, options)?]
@@ -73,23 +76,6 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
         .collect();
     let dataset = Dataset::new(&model, &documents, &names, &features, &teachers, options)?;
     let trained = projection::train(&dataset, options)?;
-
-    let hidden_size = model.llama.config().hidden_size;
-    let probe = if own_probe_texts {
-        let documents = probe_documents(options)?;
-        let kept = Kept {
-            representations: Vec::new(),
-            hidden: Some(options.probe_block),
-        };
-        probe::train(
-            &documents,
-            &compute(None, &documents, &kept)?,
-            hidden_size,
-            options,
-        )?
-    } else {
-        probe::train(&documents, &features, hidden_size, options)?
-    };
 
     let (input_dims, dims) = dataset.dims(options);
     let description = HeadDescription {
@@ -182,11 +168,39 @@ fn corpora(options: &TrainOptions) -> Result<(Vec<Document>, TypeNames)> {
     Ok((documents, names))
 }
 
-/// The documents of the corpora for the probe alone.
-fn probe_documents(options: &TrainOptions) -> Result<Vec<Document>> {
-    let mut documents = sampled(&options.probe_corpus, &options.probe_limit, options.seed)?;
-    corpus::lower_case(&mut documents, options.probe_lower_case, options.seed);
-    Ok(documents)
+/// Trains the probe on texts of its own, or on those of the projection.
+fn train_probe(
+    model: &BaseModel,
+    documents: &[Document],
+    options: &TrainOptions,
+) -> Result<probe::Trained> {
+    let written = match &options.probe_corpus[..] {
+        [] => documents.to_vec(),
+        corpora => sampled(corpora, &options.probe_limit, options.seed)?,
+    };
+    let mut lower = written.clone();
+    if !options.probe_corpus.is_empty() {
+        corpus::lower_case(&mut lower, options.probe_lower_case, options.seed);
+    }
+    let pairs = lower.iter().zip(&written);
+    let lowered: Vec<bool> = pairs.map(|(lower, written)| lower != written).collect();
+    let mut is_lowered = lowered.iter();
+    lower.retain(|_| is_lowered.next() == Some(&true));
+    let texts = probe::Texts {
+        written: (&written, &hidden(model, &written, options)?),
+        lower: (&lower, &hidden(model, &lower, options)?),
+        lowered: &lowered,
+    };
+    probe::train(&texts, model.llama.config().hidden_size, options)
+}
+
+/// What the probe reads of texts.
+fn hidden(model: &BaseModel, documents: &[Document], options: &TrainOptions) -> Result<Features> {
+    let kept = Kept {
+        representations: Vec::new(),
+        hidden: Some(options.probe_block),
+    };
+    Features::compute(model, None, documents, &kept, &options.cache)
 }
 
 /// Random documents of each corpus; one limit stands for all.

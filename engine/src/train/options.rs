@@ -139,6 +139,13 @@ pub struct TrainOptions {
     /// a corpus labels only some types
     #[arg(long, default_value_t = 1.0)]
     pub trust_unlabelled_below: f32,
+    /// In the probe's texts as they are written names are capitalized: what a first probe finds among
+    /// capitalized words counts as labelled too, what it is unsure of neither way
+    #[arg(long)]
+    pub names_are_capitalized: bool,
+    /// Also distil what the trained probe finds in the texts beside the labelled mentions
+    #[arg(long)]
+    pub distil_detected: bool,
     /// Least probability of a detected mention; chosen for the best F1 on held-out texts if absent
     #[arg(long)]
     pub threshold: Option<f32>,
@@ -197,6 +204,11 @@ impl TrainOptions {
             Some("distillation needs --type-nouns")
         } else if !distils && !self.teacher.is_empty() {
             Some("--teacher needs --loss distillation")
+        } else if !distils && self.distil_detected {
+            Some("--distil-detected needs --loss distillation")
+        } else if self.names_are_capitalized && self.probe_corpus.is_empty() {
+            // Some of the others are lower-cased before the probe sees them.
+            Some("--names-are-capitalized needs --probe-corpus")
         } else {
             None
         };

@@ -1,29 +1,26 @@
 //! Training the probe that finds mentions.
 
-use std::ops::Range;
-
 use candle_core::{DType, Device, Tensor, Var};
 use indicatif::ProgressBar;
 use ner_retriever_protocol::Span;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::json;
 
-use super::{TrainOptions, optimizer::Schedule, rounded};
+use super::{
+    TrainOptions, capitals,
+    examples::{BATCH_TEXTS, Example, Mark, batch, detected, score},
+    optimizer::Schedule,
+    rounded,
+};
 use crate::{
-    corpus::Document,
+    corpus::{Document, GoldMention},
     error::{Result, compute},
     eval::detection::{DetectionCounts, DetectionScores},
-    features::{Features, TextFeatures},
-    mentions::{
-        candidates::{Candidates, MAX_WORDS},
-        decode::without_overlap,
-        probe::Probe,
-    },
-    text::{Word, char_starts, words},
+    features::Features,
+    mentions::{candidates::MAX_WORDS, probe::Probe},
+    text::char_starts,
 };
 
-/// Texts in a batch.
-const BATCH_TEXTS: usize = 32;
 /// Texts from which the hidden states' mean and deviation are taken.
 const STATISTICS_TEXTS: usize = 500;
 /// One text in this many is held out to choose the threshold.
@@ -38,33 +35,33 @@ pub struct Trained {
     pub summary: serde_json::Value,
 }
 
-/// A text with its words and labels.
-struct Example<'a> {
-    document: &'a Document,
-    /// `[tokens + 1, hidden_size]`.
-    hidden: &'a Tensor,
-    words: Vec<Word>,
-    /// Bytes of the labelled mentions.
-    gold: Vec<Range<usize>>,
+/// Texts as they are written, and those that are lower-cased as they then are.
+pub struct Texts<'a> {
+    pub written: (&'a [Document], &'a Features),
+    /// In the order of the others, of which they are some.
+    pub lower: (&'a [Document], &'a Features),
+    /// Of each text, whether it is one of them.
+    pub lowered: &'a [bool],
 }
 
+/// An example as its text is written, and in lower case if it is learned from so.
+type Forms<'a> = (Example<'a>, Option<Example<'a>>);
+
 /// Trains a probe on labelled spans.
-pub fn train(
-    documents: &[Document],
-    features: &Features,
-    hidden_size: usize,
-    options: &TrainOptions,
-) -> Result<Trained> {
+pub fn train(texts: &Texts, hidden_size: usize, options: &TrainOptions) -> Result<Trained> {
     let mut random = StdRng::seed_from_u64(options.seed);
-    let mut examples: Vec<Example> = documents
-        .iter()
-        .zip(features.texts())
-        .filter_map(|(d, f)| example(d, f))
-        .collect();
-    examples.shuffle(&mut random);
-    let (held_out, examples) = examples.split_at_mut((documents.len() / HELD_OUT).max(1));
-    let (probe, losses) = fit(examples, hidden_size, options, &mut random).map_err(compute)?;
-    let curve = threshold_curve(held_out, &probe).map_err(compute)?;
+    let mut forms = forms(texts);
+    forms.shuffle(&mut random);
+    let held_out = forms.split_off(forms.len() - (forms.len() / HELD_OUT).max(1));
+    let (mut written, mut lower): (Vec<_>, Vec<_>) = forms.into_iter().unzip();
+    if options.names_are_capitalized {
+        label_by_capitals(&mut written, &mut lower, hidden_size, options, &mut random)
+            .map_err(compute)?;
+    }
+    let examples: Vec<Example> = written.into_iter().zip(lower).map(read).collect();
+    let (probe, losses) = fit(&examples, hidden_size, options, &mut random).map_err(compute)?;
+    let held_out: Vec<Example> = held_out.into_iter().map(read).collect();
+    let curve = threshold_curve(&held_out, &probe).map_err(compute)?;
     let best = curve.iter().max_by(|a, b| a.1.f1.total_cmp(&b.1.f1));
     let threshold = options.threshold.or(best.map(|best| best.0)).unwrap_or(0.5);
     eprintln!("threshold  precision  recall     F1  coverage  mentions/text  (held-out texts)");
@@ -89,32 +86,75 @@ pub fn train(
     })
 }
 
-fn example<'a>(document: &'a Document, features: &'a TextFeatures) -> Option<Example<'a>> {
-    let words = words(&document.text, &features.encoded)
-        .into_iter()
-        // Rows count the model's first token.
-        .map(|word| Word {
-            first: word.first + 1,
-            last: word.last + 1,
-            ..word
+/// The texts with what a probe finds in them beside their labels, as mentions of no type.
+///
+/// # Errors
+/// `OutOfMemory`, `Internal`.
+pub fn with_detected(
+    trained: &Trained,
+    documents: &[Document],
+    features: &Features,
+) -> Result<Vec<Document>> {
+    let texts = documents.iter().zip(features.texts());
+    let examples: Vec<Example> = texts.filter_map(|(d, f)| Example::new(d, f)).collect();
+    let scores = score(&trained.probe, &examples).map_err(compute)?;
+    let documents = examples.iter().zip(scores).map(|(example, scores)| {
+        let mut document = example.document.clone();
+        for span in spans(example, &scores, trained.threshold) {
+            let overlaps = |m: &GoldMention| m.span.start < span.end && span.start < m.span.end;
+            if !example.document.mentions.iter().any(overlaps) {
+                let kind = String::new();
+                document.mentions.push(GoldMention { span, kind });
+            }
+        }
+        document
+    });
+    Ok(documents.collect())
+}
+
+fn forms<'a>(texts: &Texts<'a>) -> Vec<Forms<'a>> {
+    let examples = |(documents, features): (&'a [Document], &'a Features)| {
+        let texts = documents.iter().zip(features.texts());
+        texts.map(|(document, features)| Example::new(document, features))
+    };
+    let mut lower = examples(texts.lower);
+    let written = examples(texts.written).zip(texts.lowered);
+    written
+        .filter_map(|(written, lowered)| {
+            let lower = lowered.then(|| lower.next().flatten()).flatten();
+            Some((written?, lower))
         })
-        .collect();
-    let starts = char_starts(&document.text);
-    let gold = document
-        .mentions
-        .iter()
-        .map(|m| starts[m.span.start as usize]..starts[m.span.end as usize])
-        .collect();
-    Some(Example {
-        document,
-        hidden: features.hidden.as_ref()?,
-        words,
-        gold,
-    })
+        .collect()
+}
+
+/// The form that is learned from.
+fn read<'a>((written, lower): Forms<'a>) -> Example<'a> {
+    lower.unwrap_or(written)
+}
+
+/// Marks what a first probe, of the texts as they are written, finds among capitalized words.
+fn label_by_capitals(
+    written: &mut [Example],
+    lower: &mut [Option<Example>],
+    hidden_size: usize,
+    options: &TrainOptions,
+    random: &mut StdRng,
+) -> candle_core::Result<()> {
+    written.iter_mut().for_each(capitals::leave_out);
+    let (first, _) = fit(written, hidden_size, options, random)?;
+    capitals::label(&first, written)?;
+    for (written, lower) in written.iter().zip(lower) {
+        // The same words; only a letter that lower case splits could make others.
+        let lower = lower.as_mut();
+        if let Some(lower) = lower.filter(|lower| lower.marks.len() == written.marks.len()) {
+            lower.marks.clone_from(&written.marks);
+        }
+    }
+    Ok(())
 }
 
 fn fit(
-    examples: &mut [Example],
+    examples: &[Example],
     hidden_size: usize,
     options: &TrainOptions,
     random: &mut StdRng,
@@ -130,6 +170,7 @@ fn fit(
     )?;
     let progress = ProgressBar::new(steps as u64);
     let mut losses = Vec::new();
+    let mut examples: Vec<&Example> = examples.iter().collect();
     for epoch in 0..options.probe_epochs {
         examples.shuffle(random);
         let mut sum = 0.0;
@@ -151,46 +192,26 @@ fn fit(
 }
 
 /// Binary cross-entropy summed over a text's candidates, mean over texts. Unlabelled candidates
-/// above the probability `trust` count neither way, unless they overlap a labelled mention.
-fn loss(probe: &Probe, batch: &[Example], trust: f32) -> candle_core::Result<Tensor> {
-    let (hidden, candidates) = pack(batch)?;
+/// above the probability `trust` count neither way.
+fn loss(probe: &Probe, examples: &[&Example], trust: f32) -> candle_core::Result<Tensor> {
+    let (hidden, candidates) = batch(examples)?;
     let logits = probe.logits(&hidden, &candidates)?;
     let guess = logits.detach().to_vec1::<f32>()?;
     let limit = (trust / (1.0 - trust)).ln();
-    let (mut labels, mut weights) = (Vec::new(), Vec::new());
-    for (span, guess) in candidates.spans.iter().zip(guess) {
-        let example = &batch[span.sequence];
-        let bytes = bytes(example, span.first_word, span.last_word);
-        let positive = example.gold.contains(&bytes);
-        let overlaps = |gold: &Range<usize>| gold.start < bytes.end && bytes.start < gold.end;
-        let trusted = positive || guess <= limit || example.gold.iter().any(overlaps);
-        labels.push(f32::from(u8::from(positive)));
-        weights.push(f32::from(u8::from(trusted)));
-    }
+    let marks = examples.iter().flat_map(|example| &example.marks);
+    let counted = marks.zip(guess).map(|(mark, guess)| match mark {
+        Mark::Mention => (1.0, 1.0),
+        Mark::NoMention => (0.0, 1.0),
+        Mark::Unlabelled => (0.0, f32::from(u8::from(guess <= limit))),
+        Mark::Unsure => (0.0, 0.0),
+    });
+    let (labels, weights): (Vec<f32>, Vec<f32>) = counted.unzip();
     let labels = Tensor::new(labels, &Device::Cpu)?;
     let weights = Tensor::new(weights, &Device::Cpu)?;
     // max(x, 0) - x * y + log(1 + exp(-|x|)), which does not overflow.
     let log = (logits.abs()?.neg()?.exp()? + 1.0)?.log()?;
     let entropy = ((logits.relu()? - (&logits * labels)?)? + log)?;
-    (entropy * weights)?.sum_all()? / batch.len() as f64
-}
-
-/// Hidden states of a batch, `[tokens, hidden_size]` f32, and its candidates.
-fn pack(batch: &[Example]) -> candle_core::Result<(Tensor, Candidates)> {
-    let hidden: Vec<&Tensor> = batch.iter().map(|example| example.hidden).collect();
-    let hidden = Tensor::cat(&hidden, 0)?.to_dtype(DType::F32)?;
-    let mut candidates = Candidates::default();
-    let mut offset = 0;
-    for (sequence, example) in batch.iter().enumerate() {
-        let rows = example.hidden.dim(0)?;
-        candidates.add(sequence, &example.words, offset, rows);
-        offset += rows;
-    }
-    Ok((hidden, candidates))
-}
-
-fn bytes(example: &Example, first: usize, last: usize) -> Range<usize> {
-    example.words[first].bytes.start..example.words[last].bytes.end
+    (entropy * weights)?.sum_all()? / examples.len() as f64
 }
 
 /// Random weights; the output starts at zero. The variables share their storage with the probe's
@@ -243,38 +264,29 @@ fn threshold_curve(
     examples: &[Example],
     probe: &Probe,
 ) -> candle_core::Result<Vec<(f32, DetectionScores)>> {
-    let mut scored: Vec<Vec<(Range<usize>, f32)>> = vec![Vec::new(); examples.len()];
-    for (number, batch) in examples.chunks(BATCH_TEXTS).enumerate() {
-        let (hidden, candidates) = pack(batch)?;
-        let scores = probe.score(&hidden, &candidates)?;
-        let scores = scores.map_or(Ok(Vec::new()), |scores| scores.to_vec1())?;
-        for (span, score) in candidates.spans.iter().zip(scores) {
-            let bytes = bytes(&batch[span.sequence], span.first_word, span.last_word);
-            scored[number * BATCH_TEXTS + span.sequence].push((bytes, score));
-        }
-    }
+    let scores = score(probe, examples)?;
     let curve = (1..20).map(|step| {
         let threshold = step as f32 / 20.0;
         let mut counts = DetectionCounts::default();
-        for (example, scored) in examples.iter().zip(&scored) {
-            let above: Vec<_> = scored
-                .iter()
-                .filter(|(_, s)| *s >= threshold)
-                .cloned()
-                .collect();
-            let starts = char_starts(&example.document.text);
-            let character = |byte: usize| starts.partition_point(|&start| start < byte) as u32;
-            let detected: Vec<Span> = without_overlap(&above)
-                .into_iter()
-                .map(|index| Span {
-                    start: character(above[index].0.start),
-                    end: character(above[index].0.end),
-                })
-                .collect();
+        for (example, scores) in examples.iter().zip(&scores) {
             let gold: Vec<Span> = example.document.mentions.iter().map(|m| m.span).collect();
+            let detected = spans(example, scores, threshold);
             counts.add(&example.document.text, &gold, &detected);
         }
         (threshold, counts.scores())
     });
     Ok(curve.collect())
+}
+
+/// What is detected, in characters.
+fn spans(example: &Example, scores: &[f32], threshold: f32) -> Vec<Span> {
+    let starts = char_starts(&example.document.text);
+    let character = |byte: usize| starts.partition_point(|&start| start < byte) as u32;
+    let detected = detected(example, scores, threshold).into_iter();
+    detected
+        .map(|bytes| Span {
+            start: character(bytes.start),
+            end: character(bytes.end),
+        })
+        .collect()
 }
