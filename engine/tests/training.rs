@@ -217,6 +217,50 @@ fn what_is_distilled_is_a_head_and_comes_out_the_same_again() {
 }
 
 #[test]
+fn what_nobody_labelled_is_learned_from() {
+    let Some(model) = model() else { return };
+    let folder = Folder::new("unlabelled");
+    let texts = [
+        "We followed Anna to the [Danube] at last.",
+        "Then the [Rhine] rose and Peter left Cologne.",
+        "They say that Maria crossed the [Elbe] alone.",
+    ];
+    let corpus = folder.0.join("corpus.jsonl");
+    fs::write(
+        &corpus,
+        texts.map(|text| line(text, "river")).concat() + &fs::read_to_string(&corpus).unwrap(),
+    )
+    .unwrap();
+    let train = |out: &str, options: &[&str]| {
+        let output = folder.distil(&model, out, &[&["--threshold", "0.01"], options].concat());
+        assert!(output.status.success(), "{output:?}");
+        ["mentions.safetensors", "projection.safetensors"]
+            .map(|file| fs::read(folder.0.join(out).join(file)).unwrap())
+    };
+    let [mentions, projection] = train("labels", &[]);
+    let [by_capitals, same] = train("capitals", &["--names-are-capitalized"]);
+    assert!(by_capitals != mentions && same == projection);
+    let [same, of_detected] = train("detected", &["--distil-detected"]);
+    assert!(same == mentions && of_detected != projection);
+}
+
+#[test]
+fn a_probe_without_texts_is_refused() {
+    let Some(model) = model() else { return };
+    let folder = Folder::new("no-texts");
+    let empty = folder.0.join("empty.jsonl");
+    fs::write(&empty, "").unwrap();
+    let probe_corpus = ["--block", "22", "--probe-corpus", empty.to_str().unwrap()];
+    let output = folder.train(&model, "head", &probe_corpus);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(
+        message.contains("the probe needs two texts at least"),
+        "{message}"
+    );
+}
+
+#[test]
 fn another_model_teaches_what_it_says_itself() {
     let Some(model) = model() else { return };
     let folder = Folder::new("taught");

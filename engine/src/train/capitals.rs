@@ -10,11 +10,8 @@ use std::ops::Range;
 
 use candle_core::Result;
 
-use super::examples::{Example, Mark, mark, score};
-use crate::{
-    mentions::{decode::without_overlap, probe::Probe},
-    text::Word,
-};
+use super::examples::{Example, Mark, detected, mark, score};
+use crate::{mentions::probe::Probe, text::Word};
 
 /// Least probability that the first probe labels.
 const LABELLED: f32 = 0.3;
@@ -58,36 +55,31 @@ pub fn leave_out(written: &mut Example) {
 pub fn label(probe: &Probe, written: &mut [Example]) -> Result<()> {
     let scores = score(probe, written)?;
     for (example, scores) in written.iter_mut().zip(scores) {
+        let found = detected(example, &scores, LABELLED);
         let spans = example.candidates();
-        let places = spans.iter().map(|span| example.bytes(span));
-        let places: Vec<Range<usize>> = places.collect();
-        example.marks = marks(&example.marks, &places, &scores);
+        let places: Vec<_> = spans.iter().map(|span| example.bytes(span)).collect();
+        example.marks = marks(&example.marks, &places, &scores, found);
     }
     Ok(())
 }
 
-/// New marks of candidates at `places`, whose probabilities are `scores`.
-fn marks(before: &[Mark], places: &[Range<usize>], scores: &[f32]) -> Vec<Mark> {
-    let above: Vec<_> = places
-        .iter()
-        .zip(scores)
-        .filter(|(_, score)| **score >= LABELLED)
-        .map(|(place, score)| (place.clone(), *score))
-        .collect();
-    let best = without_overlap(&above).into_iter();
-    let found: Vec<Range<usize>> = best
-        .map(|index| above[index].0.clone())
-        .filter(|found| {
-            let at = places.iter().position(|place| place == found);
-            at.is_some_and(|at| before[at] == Mark::Unsure)
-        })
-        .collect();
+/// New marks of candidates at `places`, whose probabilities are `scores` and of which `found` were detected.
+fn marks(
+    before: &[Mark],
+    places: &[Range<usize>],
+    scores: &[f32],
+    mut found: Vec<Range<usize>>,
+) -> Vec<Mark> {
+    found.retain(|found| {
+        let at = places.iter().position(|place| place == found);
+        at.is_some_and(|at| before[at] == Mark::Unsure)
+    });
     let candidates = before.iter().zip(places).zip(scores);
     candidates
         .map(
             |((before, place), score)| match (before, mark(place, &found)) {
                 (Mark::Mention | Mark::NoMention, _) => *before,
-                (_, Mark::Unlabelled) if *before == Mark::Unsure && *score > UNSURE => Mark::Unsure,
+                (Mark::Unsure, Mark::Unlabelled) if *score > UNSURE => Mark::Unsure,
                 (_, found) => found,
             },
         )
@@ -125,26 +117,23 @@ mod tests {
 
     #[test]
     fn what_the_first_probe_finds_is_labelled() {
-        let places = [0..4, 0..9, 5..9, 10..14, 15..19, 20..24, 25..29];
-        let before = [
-            Mark::Unsure,
-            Mark::Unsure,
-            Mark::Unsure,
-            Mark::Unsure,
-            Mark::Unsure,
-            Mark::Unlabelled,
-            Mark::Mention,
+        use Mark::{Mention, NoMention, Unlabelled, Unsure};
+        let candidates = [
+            (0..4, Unsure, 0.4, NoMention),
+            (0..9, Unsure, 0.8, Mention),
+            (5..9, Unsure, 0.5, NoMention),
+            (10..14, Unsure, 0.1, Unsure),
+            (15..19, Unsure, 0.01, Unlabelled),
+            (20..24, Unlabelled, 0.9, Unlabelled),
+            (25..29, Mention, 0.0, Mention),
         ];
-        let scores = [0.4, 0.8, 0.5, 0.1, 0.01, 0.9, 0.0];
-        let expected = [
-            Mark::NoMention,
-            Mark::Mention,
-            Mark::NoMention,
-            Mark::Unsure,
-            Mark::Unlabelled,
-            Mark::Unlabelled,
-            Mark::Mention,
-        ];
-        assert_eq!(marks(&before, &places, &scores), expected);
+        let places = candidates.clone().map(|(place, ..)| place);
+        let before = candidates.clone().map(|(_, before, ..)| before);
+        let scores = candidates.clone().map(|(_, _, score, _)| score);
+        let expected = candidates.map(|(.., expected)| expected);
+        assert_eq!(
+            marks(&before, &places, &scores, vec![0..9, 20..24]),
+            expected
+        );
     }
 }

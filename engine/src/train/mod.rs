@@ -174,13 +174,17 @@ fn train_probe(
     documents: &[Document],
     options: &TrainOptions,
 ) -> Result<probe::Trained> {
-    let written = match &options.probe_corpus[..] {
+    let mut written = match &options.probe_corpus[..] {
         [] => documents.to_vec(),
         corpora => sampled(corpora, &options.probe_limit, options.seed)?,
     };
     let mut lower = written.clone();
     if !options.probe_corpus.is_empty() {
         corpus::lower_case(&mut lower, options.probe_lower_case, options.seed);
+    }
+    if !options.names_are_capitalized {
+        // Nothing asks how they were written.
+        written.clone_from(&lower);
     }
     let pairs = lower.iter().zip(&written);
     let lowered: Vec<bool> = pairs.map(|(lower, written)| lower != written).collect();

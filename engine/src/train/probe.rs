@@ -9,6 +9,7 @@ use serde_json::json;
 use super::{
     TrainOptions, capitals,
     examples::{BATCH_TEXTS, Example, Mark, batch, detected, score},
+    invalid,
     optimizer::Schedule,
     rounded,
 };
@@ -48,19 +49,25 @@ pub struct Texts<'a> {
 type Forms<'a> = (Example<'a>, Option<Example<'a>>);
 
 /// Trains a probe on labelled spans.
+///
+/// # Errors
+/// `InvalidSetting` for fewer than two texts; `OutOfMemory`, `Internal`.
 pub fn train(texts: &Texts, hidden_size: usize, options: &TrainOptions) -> Result<Trained> {
     let mut random = StdRng::seed_from_u64(options.seed);
     let mut forms = forms(texts);
     forms.shuffle(&mut random);
-    let held_out = forms.split_off(forms.len() - (forms.len() / HELD_OUT).max(1));
-    let (mut written, mut lower): (Vec<_>, Vec<_>) = forms.into_iter().unzip();
+    if forms.len() < 2 {
+        return Err(invalid("the probe needs two texts at least".to_owned()));
+    }
+    let rest = forms.split_off((forms.len() / HELD_OUT).max(1));
+    let held_out: Vec<Example> = forms.into_iter().map(read).collect();
+    let (mut written, mut lower): (Vec<_>, Vec<_>) = rest.into_iter().unzip();
     if options.names_are_capitalized {
         label_by_capitals(&mut written, &mut lower, hidden_size, options, &mut random)
             .map_err(compute)?;
     }
     let examples: Vec<Example> = written.into_iter().zip(lower).map(read).collect();
     let (probe, losses) = fit(&examples, hidden_size, options, &mut random).map_err(compute)?;
-    let held_out: Vec<Example> = held_out.into_iter().map(read).collect();
     let curve = threshold_curve(&held_out, &probe).map_err(compute)?;
     let best = curve.iter().max_by(|a, b| a.1.f1.total_cmp(&b.1.f1));
     let threshold = options.threshold.or(best.map(|best| best.0)).unwrap_or(0.5);
