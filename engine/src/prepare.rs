@@ -12,7 +12,7 @@ use crate::{
     head::Head,
     mentions::decode::without_overlap,
     model::BaseModel,
-    representation::{MAX_SUFFIX, span_end_query},
+    representation::{MAX_SUFFIX, longest_query},
     text::{Word, char_starts, token_at, trim, words},
     tokenizer::Encoded,
     window::{TokenWindow, windows},
@@ -216,8 +216,7 @@ fn given_spans(
 
 fn type_window(model: &BaseModel, head: &Head, name: &str) -> Result<Window> {
     let name: Arc<str> = name.trim().into();
-    let query = span_end_query(&head.description.representations, &name);
-    let encoded = model.tokenizer.encode(&query)?;
+    let encoded = longest_query(model, &head.description.representations, &name)?;
     let count = encoded.ids.len();
     let of_name = model.tokenizer.encode(&name)?.ids.len();
     if of_name == 0 {

@@ -12,6 +12,7 @@ use crate::{
         llama::{Activations, Continuation, Packed, Wanted},
         rows,
     },
+    tokenizer::Encoded,
 };
 
 /// Where a type's name goes in a query form.
@@ -79,14 +80,24 @@ impl Representation {
     }
 }
 
-/// The text whose last token's V is a type's part beside the span ends; the bare name where no
-/// representation is a span end.
-pub fn span_end_query(representations: &[Representation], name: &str) -> String {
-    let form = representations.iter().find_map(|r| match r {
-        Representation::SpanEnd { query_form, .. } => Some(query_form.as_str()),
-        Representation::Suffix { .. } => None,
-    });
-    form.unwrap_or(TYPE_PLACE).replace(TYPE_PLACE, name)
+/// The longest of what is embedded for a type, in tokens.
+///
+/// # Errors
+/// The tokenizer's.
+pub fn longest_query(
+    model: &BaseModel,
+    representations: &[Representation],
+    name: &str,
+) -> error::Result<Encoded> {
+    let mut longest = model.tokenizer.encode(name)?;
+    for representation in representations {
+        let query = representation.query_form().replace(TYPE_PLACE, name);
+        let query = model.tokenizer.encode(&query)?;
+        if query.ids.len() > longest.ids.len() {
+            longest = query;
+        }
+    }
+    Ok(longest)
 }
 
 /// Adds what representations read of the pass over the texts to what else is wanted of it.
