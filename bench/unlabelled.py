@@ -3,8 +3,11 @@
 the wrong texts come from those that do not label the queried types, and how many of those mention the type all
 the same, by the random sample of them that was read (unlabelled.tsv: type, corpus, line, 1 or 0).
 
-usage: unlabelled.py --vectors FILE --types type_names.json LABELLED OTHER...
+usage: unlabelled.py --vectors FILE --types type_names.json [--draw N] LABELLED OTHER...
   FILE          what `eval --embeddings` wrote for the corpora together, in this order (--corpus, then --beside)
+  --draw N      print a sample to read instead: N wrong texts of each type from the other corpora and, to see how the
+                reader agrees with the labels, up to N / 4 right and N / 4 wrong ones of LABELLED, in random order
+                (type, corpus, line, text)
 The database that PGHOST, PGPORT, PGUSER and PGDATABASE name embeds the types. Needs numpy.
 """
 
@@ -18,44 +21,106 @@ import numpy as np
 from feedback import embed, read_vectors
 
 
+class Corpora:
+    """The corpora's texts one after the other, as they are indexed."""
+
+    def __init__(self, paths):
+        self.names = [path.name.split(".")[0] for path in paths]
+        self.documents = [[json.loads(line) for line in gzip.open(path, "rt")] for path in paths]
+        self.ends = np.cumsum([len(documents) for documents in self.documents])
+
+    def place(self, text):
+        """Corpus and line, from 1."""
+        corpus = int(np.searchsorted(self.ends, text, side="right"))
+        return self.names[corpus], text + 1 - (int(self.ends[corpus - 1]) if corpus else 0)
+
+    def text(self, text):
+        corpus, line = self.place(text)
+        return self.documents[self.names.index(corpus)][line - 1]["text"]
+
+
+class Found:
+    """The first R texts of a type by its embedding: right ones, wrong ones of the labelled corpus, of the others."""
+
+    def __init__(self, kind, query, corpora, texts, mentions):
+        labelled = corpora.documents[0]
+        self.gold = {n for n, document in enumerate(labelled) if any(k == kind for *_, k in document["entities"])}
+        best = np.full(corpora.ends[-1], -np.inf, dtype=np.float32)
+        np.maximum.at(best, texts, mentions @ query)
+        first = np.argsort(-best, kind="stable")[: len(self.gold)].tolist()
+        self.right = [text for text in first if text in self.gold]
+        wrong = [text for text in first if text not in self.gold]
+        self.wrong = [text for text in wrong if text < len(labelled)]
+        self.unlabelled = [text for text in wrong if text >= len(labelled)]
+
+
+def draw(found, corpora, count):
+    random = np.random.default_rng(1)
+    for name, of_type in found.items():
+        drawn = []
+        for texts, most in ((of_type.unlabelled, count), (of_type.right, count // 4), (of_type.wrong, count // 4)):
+            drawn.extend(random.choice(texts, min(most, len(texts)), replace=False).tolist())
+        random.shuffle(drawn)
+        for text in drawn:
+            print(name, *corpora.place(text), corpora.text(text), sep="\t")
+
+
 def judged():
-    """By type: the share of the sampled texts that mention it."""
-    verdicts = {}
-    for line in Path(__file__).with_suffix(".tsv").read_text().splitlines()[1:]:
-        kind, _, _, mentions = line.split("\t")
-        verdicts.setdefault(kind, []).append(int(mentions))
-    return verdicts
+    """The verdicts by type, corpus and line."""
+    lines = Path(__file__).with_suffix(".tsv").read_text().splitlines()[1:]
+    rows = [line.split("\t") for line in lines]
+    return {(name, corpus, int(line)): int(mentions) for name, corpus, line, mentions in rows}
+
+
+def estimate(found, corpora):
+    verdicts = judged()
+
+    def read(name, texts):
+        places = [(name, *corpora.place(text)) for text in texts]
+        return [verdicts[place] for place in places if place in verdicts]
+
+    rows, all_read = [], ([], [], [])
+    print("type", "R", "R-Precision", "wrong", "of them unlabelled", "mention it, of those read", "precision at R", sep="\t")
+    for name, of_type in found.items():
+        count = len(of_type.gold)
+        kinds = [read(name, texts) for texts in (of_type.unlabelled, of_type.right, of_type.wrong)]
+        for kind, all_of_kind in zip(kinds, all_read):
+            all_of_kind.extend(kind)
+        unlabelled = kinds[0]
+        if of_type.unlabelled and not unlabelled:
+            raise SystemExit(f"none of the texts found for {name} was read: draw and read a new sample")
+        counted, share = len(of_type.right) / count, len(of_type.unlabelled) / count
+        mention = np.mean(unlabelled) if unlabelled else 0.0
+        error = share * np.sqrt(mention * (1 - mention) / max(len(unlabelled), 1))
+        wrong = count - len(of_type.right)
+        rows.append((counted, counted + share * mention, error, wrong, len(of_type.unlabelled)))
+        print(name, count, f"{counted:.3f}", wrong, len(of_type.unlabelled), f"{sum(unlabelled)} of {len(unlabelled)}",
+              f"{rows[-1][1]:.3f}", sep="\t")
+    counted, precision, errors, wrong, unlabelled = zip(*rows)
+    print("macro", "", f"{np.mean(counted):.3f}", sum(wrong), sum(unlabelled), f"{sum(all_read[0])} of {len(all_read[0])}",
+          f"{np.mean(precision):.3f}", sep="\t")
+    print(f"standard error of the last: {np.linalg.norm(errors) / len(errors):.3f}")
+    print(f"read in {corpora.names[0]}: {sum(all_read[1])} of {len(all_read[1])} that are labelled so mention it, "
+          f"{sum(all_read[2])} of {len(all_read[2])} that are not")
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--vectors", type=Path, required=True)
     parser.add_argument("--types", type=Path, required=True)
-    parser.add_argument("labelled", type=Path)
-    parser.add_argument("others", nargs="+", type=Path)
+    parser.add_argument("--draw", type=int)
+    parser.add_argument("corpora", nargs="+", type=Path)
     arguments = parser.parse_args()
-    documents = [json.loads(line) for line in gzip.open(arguments.labelled, "rt")]
-    names = {kind: name for kind, name in
-             json.loads(arguments.types.read_text())[arguments.labelled.name.split(".")[0]].items() if name}
+    corpora = Corpora(arguments.corpora)
+    names = {kind: name for kind, name in json.loads(arguments.types.read_text())[corpora.names[0]].items() if name}
     texts, mentions = read_vectors(arguments.vectors)
     queries = embed(sorted(names.values()))
-    verdicts = judged()
-    rows = []
-    print("type", "R", "R-Precision", "wrong", "of them unlabelled", "mention it, of those read", "precision at R", sep="\t")
-    for kind, name in sorted(names.items(), key=lambda item: item[1]):
-        gold = {n for n, document in enumerate(documents) if any(k == kind for *_, k in document["entities"])}
-        best = np.full(texts.max() + 1, -np.inf, dtype=np.float32)
-        np.maximum.at(best, texts, mentions @ queries[name])
-        found = np.argsort(-best, kind="stable")[: len(gold)].tolist()
-        wrong = [text for text in found if text not in gold]
-        unlabelled = sum(text >= len(documents) for text in wrong)
-        read = verdicts[name]
-        counted = 1 - len(wrong) / len(gold)
-        rows.append((counted, counted + unlabelled / len(gold) * sum(read) / len(read), len(wrong), unlabelled))
-        print(name, len(gold), f"{counted:.3f}", len(wrong), unlabelled, f"{sum(read)} of {len(read)}", f"{rows[-1][1]:.3f}", sep="\t")
-    read = [verdict for of_type in verdicts.values() for verdict in of_type]
-    print("macro", "", f"{np.mean([row[0] for row in rows]):.3f}", sum(row[2] for row in rows), sum(row[3] for row in rows),
-          f"{sum(read)} of {len(read)}", f"{np.mean([row[1] for row in rows]):.3f}", sep="\t")
+    found = {name: Found(kind, queries[name], corpora, texts, mentions)
+             for kind, name in sorted(names.items(), key=lambda item: item[1])}
+    if arguments.draw:
+        draw(found, corpora, arguments.draw)
+    else:
+        estimate(found, corpora)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,10 @@ struct Eval {
     /// Corpus that is indexed beside it, without queries of its own (may be given several times)
     #[arg(long)]
     beside: Vec<PathBuf>,
+    /// Of those corpora only mentions that share a letter with a labelled one: where they do not label
+    /// the types that are asked for, whether another mention is of one is not known
+    #[arg(long, requires = "beside", conflicts_with = "limit")]
+    beside_labelled: bool,
     /// JSON object from corpus type to query name, null = indexed but not queried
     #[arg(long)]
     types: PathBuf,
@@ -236,6 +240,7 @@ fn without_folder(argument: String) -> String {
 
 fn eval(options: &Eval) -> Result<(), EngineError> {
     let mut documents = corpus::read(&options.corpus)?;
+    let labelled_from = options.beside_labelled.then_some(documents.len());
     for path in &options.beside {
         documents.extend(corpus::read(path)?);
     }
@@ -251,6 +256,7 @@ fn eval(options: &Eval) -> Result<(), EngineError> {
         Protocol {
             spans: options.spans,
             threshold: options.threshold,
+            labelled_from,
             examples: options.examples,
             seed: options.seed,
             export: options.embeddings.as_deref(),

@@ -46,6 +46,7 @@ fn the_default_head_finds_and_types_mentions_of_unseen_types() {
     let protocol = |spans| Protocol {
         spans,
         threshold: None,
+        labelled_from: None,
         examples: 5,
         seed: 1,
         export: None,

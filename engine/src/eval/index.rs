@@ -13,6 +13,7 @@ use crate::{
     embedder::Embedder,
     error::{EngineError, ErrorKind, Result, compute},
     prepare::Window,
+    text::char_starts,
 };
 
 /// Tokens of one forward pass.
@@ -106,15 +107,57 @@ impl Index {
         from..self.texts.partition_point(|&of| of <= text)
     }
 
+    /// Without mentions that share no letter with a labelled one, from a text on.
+    ///
+    /// # Errors
+    /// `InvalidSetting` if none is left; `OutOfMemory`, `Internal`.
+    pub fn of_labelled_from(self, text: usize, documents: &[Document]) -> Result<Self> {
+        let labelled: Vec<Vec<Range<usize>>> = documents.iter().map(labelled_bytes).collect();
+        let kept = |mention: &usize| {
+            let (of, bytes) = (self.texts[*mention], &self.bytes[*mention]);
+            of < text || labelled[of].iter().any(|label| overlap(label, bytes))
+        };
+        let kept: Vec<usize> = (0..self.texts.len()).filter(kept).collect();
+        if kept.is_empty() {
+            return Err(EngineError::new(
+                ErrorKind::InvalidSetting,
+                "no mention in the corpora shares a letter with a labelled one",
+            ));
+        }
+        let rows: Vec<u32> = kept.iter().map(|&mention| mention as u32).collect();
+        let values = Tensor::new(rows, self.values.device())
+            .and_then(|rows| self.values.index_select(&rows, 0))
+            .map_err(compute)?;
+        let bytes = kept.iter().map(|&mention| self.bytes[mention].clone());
+        Ok(Self {
+            bytes: bytes.collect(),
+            texts: kept.iter().map(|&mention| self.texts[mention]).collect(),
+            values,
+            detection: self.detection,
+        })
+    }
+
     /// For each mention, whether it shares a byte with one of another index of the same corpus.
     pub fn overlapping(&self, other: &Index) -> Vec<bool> {
         let mentions = self.texts.iter().zip(&self.bytes);
         let overlaps = mentions.map(|(&text, a)| {
             let mut others = other.bytes[other.of_text(text)].iter();
-            others.any(|b| a.start < b.end && b.start < a.end)
+            others.any(|b| overlap(a, b))
         });
         overlaps.collect()
     }
+}
+
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+fn labelled_bytes(document: &Document) -> Vec<Range<usize>> {
+    let starts = char_starts(&document.text);
+    let spans = document.mentions.iter().map(|mention| mention.span);
+    spans
+        .map(|span| starts[span.start as usize]..starts[span.end as usize])
+        .collect()
 }
 
 type PreparedText = (<Embedder as Backend>::Prepared, Vec<Window>);
@@ -156,6 +199,7 @@ mod tests {
     use candle_core::{DType, Device};
 
     use super::*;
+    use crate::corpus::GoldMention;
 
     fn index(mentions: &[(usize, Range<usize>)]) -> Index {
         Index {
@@ -164,6 +208,27 @@ mod tests {
             values: Tensor::zeros((mentions.len(), 2), DType::F32, &Device::Cpu).unwrap(),
             detection: DetectionCounts::default(),
         }
+    }
+
+    #[test]
+    fn mentions_without_a_label_are_left_out_from_a_text_on() {
+        let document = |text: &str, start, end| Document {
+            text: text.to_owned(),
+            mentions: vec![GoldMention {
+                span: Span { start, end },
+                kind: String::new(),
+            }],
+        };
+        let documents = [
+            document("Rome, Bern", 0, 4),
+            document("Zürich, Genève", 8, 14),
+        ];
+        // "Zürich" ends at byte 7, and "Genève" is bytes 9 to 16.
+        let detected = index(&[(0, 0..4), (0, 6..10), (1, 0..7), (1, 9..11), (1, 15..16)]);
+        let found = detected.of_labelled_from(1, &documents).unwrap();
+        assert_eq!(found.texts, [0, 0, 1, 1]);
+        assert_eq!(found.bytes, [0..4, 6..10, 9..11, 15..16]);
+        assert_eq!(found.values.dims(), [4, 2]);
     }
 
     #[test]

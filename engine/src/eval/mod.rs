@@ -36,6 +36,8 @@ pub struct Protocol<'a> {
     pub spans: Spans,
     /// Least probability of a detected mention instead of the head's own.
     pub threshold: Option<f32>,
+    /// From this text on only mentions that share a letter with a labelled one are indexed.
+    pub labelled_from: Option<usize>,
     /// How many mentions show a type beside its name; 0: none, and no scores of that.
     pub examples: usize,
     /// Of the choice of examples.
@@ -63,6 +65,10 @@ pub fn evaluate(
     let index = match protocol.cache {
         Some(folder) => cache::index(folder, embedder, documents, spans, protocol.threshold)?,
         None => Index::new(embedder, documents, spans, protocol.threshold)?,
+    };
+    let index = match protocol.labelled_from {
+        Some(text) => index.of_labelled_from(text, documents)?,
+        None => index,
     };
     let values = type_values(embedder, &queries.names)?;
     let mentions = embeddings(embedder, &index.values, Side::Mention)?;
