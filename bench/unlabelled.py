@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What R-Precision counts as wrong where not every text has every label: in the index of several corpora, how many of
 the wrong texts come from those that do not label the queried types, and how many of those mention the type all
-the same, by the random sample of them that was read (unlabelled.tsv: type, corpus, line, 1 or 0).
+the same, by the random sample of them that was read (unlabelled.tsv: type, corpus, line, 1 or 0 of each of two readings; it
+mentions the type if both say so).
 
 usage: unlabelled.py --vectors FILE --types type_names.json [--draw N] LABELLED OTHER...
   FILE          what `eval --embeddings` wrote for the corpora together, in this order (--corpus, then --beside)
@@ -26,32 +27,29 @@ class Corpora:
 
     def __init__(self, paths):
         self.names = [path.name.split(".")[0] for path in paths]
-        self.documents = [[json.loads(line) for line in gzip.open(path, "rt")] for path in paths]
-        self.ends = np.cumsum([len(documents) for documents in self.documents])
+        lines = [list(gzip.open(path, "rt")) for path in paths]
+        self.documents = [json.loads(line) for of_corpus in lines for line in of_corpus]
+        self.starts = np.cumsum([0] + [len(of_corpus) for of_corpus in lines])
+        self.labelled = self.documents[: self.starts[1]]
 
     def place(self, text):
         """Corpus and line, from 1."""
-        corpus = int(np.searchsorted(self.ends, text, side="right"))
-        return self.names[corpus], text + 1 - (int(self.ends[corpus - 1]) if corpus else 0)
-
-    def text(self, text):
-        corpus, line = self.place(text)
-        return self.documents[self.names.index(corpus)][line - 1]["text"]
+        corpus = int(np.searchsorted(self.starts, text, side="right")) - 1
+        return self.names[corpus], int(text - self.starts[corpus]) + 1
 
 
 class Found:
     """The first R texts of a type by its embedding: right ones, wrong ones of the labelled corpus, of the others."""
 
     def __init__(self, kind, query, corpora, texts, mentions):
-        labelled = corpora.documents[0]
-        self.gold = {n for n, document in enumerate(labelled) if any(k == kind for *_, k in document["entities"])}
-        best = np.full(corpora.ends[-1], -np.inf, dtype=np.float32)
+        self.gold = {n for n, document in enumerate(corpora.labelled) if any(k == kind for *_, k in document["entities"])}
+        best = np.full(len(corpora.documents), -np.inf, dtype=np.float32)
         np.maximum.at(best, texts, mentions @ query)
         first = np.argsort(-best, kind="stable")[: len(self.gold)].tolist()
         self.right = [text for text in first if text in self.gold]
         wrong = [text for text in first if text not in self.gold]
-        self.wrong = [text for text in wrong if text < len(labelled)]
-        self.unlabelled = [text for text in wrong if text >= len(labelled)]
+        self.wrong = [text for text in wrong if text < len(corpora.labelled)]
+        self.unlabelled = [text for text in wrong if text >= len(corpora.labelled)]
 
 
 def draw(found, corpora, count):
@@ -62,14 +60,14 @@ def draw(found, corpora, count):
             drawn.extend(random.choice(texts, min(most, len(texts)), replace=False).tolist())
         random.shuffle(drawn)
         for text in drawn:
-            print(name, *corpora.place(text), corpora.text(text), sep="\t")
+            print(name, *corpora.place(text), corpora.documents[text]["text"], sep="\t")
 
 
 def judged():
-    """The verdicts by type, corpus and line."""
+    """Both readings' verdicts by type, corpus and line."""
     lines = Path(__file__).with_suffix(".tsv").read_text().splitlines()[1:]
     rows = [line.split("\t") for line in lines]
-    return {(name, corpus, int(line)): int(mentions) for name, corpus, line, mentions in rows}
+    return {(name, corpus, int(line)): (int(first), int(second)) for name, corpus, line, first, second in rows}
 
 
 def estimate(found, corpora):
@@ -77,7 +75,7 @@ def estimate(found, corpora):
 
     def read(name, texts):
         places = [(name, *corpora.place(text)) for text in texts]
-        return [verdicts[place] for place in places if place in verdicts]
+        return [min(verdicts[place]) for place in places if place in verdicts]
 
     rows, all_read = [], ([], [], [])
     print("type", "R", "R-Precision", "wrong", "of them unlabelled", "mention it, of those read", "precision at R", sep="\t")
@@ -102,6 +100,8 @@ def estimate(found, corpora):
     print(f"standard error of the last: {np.linalg.norm(errors) / len(errors):.3f}")
     print(f"read in {corpora.names[0]}: {sum(all_read[1])} of {len(all_read[1])} that are labelled so mention it, "
           f"{sum(all_read[2])} of {len(all_read[2])} that are not")
+    agreed = sum(first == second for first, second in verdicts.values())
+    print(f"the two readings agree on {agreed} of {len(verdicts)}")
 
 
 def main():

@@ -229,6 +229,8 @@ mod tests {
         assert_eq!(found.texts, [0, 0, 1, 1]);
         assert_eq!(found.bytes, [0..4, 6..10, 9..11, 15..16]);
         assert_eq!(found.values.dims(), [4, 2]);
+        let without_a_label = index(&[(1, 0..7)]);
+        assert!(without_a_label.of_labelled_from(0, &documents).is_err());
     }
 
     #[test]
