@@ -167,6 +167,7 @@ fn what_is_distilled_is_a_head_and_comes_out_the_same_again() {
     let options = [
         &options[..],
         &["--probe-lower-case", "0.5", "--threshold", "0.1"],
+        &["--probe-both-forms", "--probe-dropout", "0.2"],
     ]
     .concat();
     let first = folder.distil(&model, "first", &options);
@@ -242,6 +243,31 @@ fn what_nobody_labelled_is_learned_from() {
     assert!(by_capitals != mentions && same == projection);
     let [same, of_detected] = train("detected", &["--distil-detected"]);
     assert!(same == mentions && of_detected != projection);
+}
+
+#[test]
+fn a_text_teaches_in_both_its_forms() {
+    let Some(model) = model() else { return };
+    let folder = Folder::new("forms");
+    let train = |out: &str, options: &[&str]| {
+        let output = folder.distil(&model, out, options);
+        assert!(output.status.success(), "{output:?}");
+        let description = fs::read(folder.0.join(out).join("head.json")).unwrap();
+        let description: serde_json::Value = serde_json::from_slice(&description).unwrap();
+        let held_out = &description["provenance"]["probe"]["held_out_texts"];
+        let mentions = fs::read(folder.0.join(out).join("mentions.safetensors"));
+        (held_out.as_u64().unwrap(), mentions.unwrap())
+    };
+    let lower = ["--probe-lower-case", "1"];
+    let (held_out, of_lower) = train("lower", &lower);
+    let (both_held_out, of_both) = train("both", &[&lower[..], &["--probe-both-forms"]].concat());
+    assert_eq!(both_held_out, 2 * held_out);
+    assert!(of_both != of_lower);
+    let (_, with_dropout) = train(
+        "dropout",
+        &[&lower[..], &["--probe-dropout", "0.5"]].concat(),
+    );
+    assert!(with_dropout != of_lower);
 }
 
 #[test]

@@ -3,3 +3,4 @@
 pub mod candidates;
 pub mod decode;
 pub mod probe;
+mod span_network;

@@ -10,7 +10,10 @@ use std::collections::HashMap;
 use candle_core::{Device, Result, Tensor};
 use candle_nn::ops;
 
-use super::candidates::{Candidates, MAX_WORDS};
+use super::{
+    candidates::{Candidates, MAX_WORDS},
+    span_network::SpanNetwork,
+};
 use crate::tensor_map::TensorMap;
 
 /// The probe's parameters, for hidden states of width `h` and `u` hidden units.
@@ -74,33 +77,21 @@ impl Probe {
 
     /// Log-odds of every candidate, `[candidates]`; `hidden` is `[tokens, h]`.
     pub fn logits(&self, hidden: &Tensor, candidates: &Candidates) -> Result<Tensor> {
-        let tokens = hidden.dim(0)?;
-        let units = self.output.dim(0)?;
-        let normal = hidden
-            .broadcast_sub(&self.mean)?
-            .broadcast_mul(&self.scale)?;
-        // [tokens + 1, 5 * u]; the row after the last stands for tokens that are not there.
-        let parts = normal.matmul(&self.tokens.t()?)?.pad_with_zeros(0, 0, 1)?;
-        let device = hidden.device();
-        let widths: Vec<u32> = candidates
-            .spans
-            .iter()
-            .map(|span| (span.last_word - span.first_word) as u32)
-            .collect();
-        let mut sum = self.width.index_select(&Tensor::new(widths, device)?, 0)?;
-        for part in 0..5 {
-            let rows: Vec<u32> = candidates
-                .rows
-                .iter()
-                .map(|rows| rows[part].unwrap_or(tokens as u32))
-                .collect();
-            let features = parts.narrow(1, part * units, units)?.contiguous()?;
-            sum = (sum + features.index_select(&Tensor::new(rows, device)?, 0)?)?;
-        }
-        ops::silu(&sum)?
-            .matmul(&self.output)?
-            .broadcast_add(&self.bias)?
-            .squeeze(1)
+        let parts = self.standardized(hidden)?.matmul(&self.tokens.t()?)?;
+        self.of_parts(&parts, candidates)
+    }
+
+    /// Hidden states `[tokens, h]` less their mean, over their deviation.
+    pub fn standardized(&self, hidden: &Tensor) -> Result<Tensor> {
+        hidden.broadcast_sub(&self.mean)?.broadcast_mul(&self.scale)
+    }
+
+    /// Log-odds of every candidate, `[candidates]`, of the tokens' parts `[tokens, 5 * u]`.
+    pub fn of_parts(&self, parts: &Tensor, candidates: &Candidates) -> Result<Tensor> {
+        let network = SpanNetwork::new(candidates);
+        parts
+            .apply_op3(&self.width, &self.output, network)?
+            .broadcast_add(&self.bias)
     }
 
     /// Probability of every candidate, in their order, `[candidates]`; of none, nothing.

@@ -16,7 +16,7 @@ pub mod gguf;
 pub mod identity;
 mod int8;
 mod int8_keys;
-mod lanes;
+pub(crate) mod lanes;
 pub mod llama;
 mod matrix;
 mod packed_attention;

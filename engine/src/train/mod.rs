@@ -182,7 +182,7 @@ fn train_probe(
     if !options.probe_corpus.is_empty() {
         corpus::lower_case(&mut lower, options.probe_lower_case, options.seed);
     }
-    if !options.names_are_capitalized {
+    if !options.names_are_capitalized && !options.probe_both_forms {
         // Nothing asks how they were written.
         written.clone_from(&lower);
     }

@@ -128,9 +128,15 @@ pub struct TrainOptions {
     /// Share of their texts that are lower-cased
     #[arg(long, default_value_t = 0.5)]
     pub probe_lower_case: f64,
+    /// Learn from the lower-cased ones as they are written, too
+    #[arg(long)]
+    pub probe_both_forms: bool,
     /// Hidden units of the probe
     #[arg(long, default_value_t = 64)]
     pub probe_units: usize,
+    /// Share of the hidden states' numbers that it does without at each step
+    #[arg(long, default_value_t = 0.0)]
+    pub probe_dropout: f64,
     #[arg(long, default_value_t = 4)]
     pub probe_epochs: usize,
     #[arg(long, default_value_t = 1e-3)]
@@ -236,6 +242,7 @@ impl TrainOptions {
             ("--held-out-types", self.held_out_types),
             ("--held-out-texts", self.held_out_texts),
             ("--probe-lower-case", self.probe_lower_case),
+            ("--probe-dropout", self.probe_dropout),
         ];
         match shares
             .iter()

@@ -1,6 +1,6 @@
 //! Training the probe that finds mentions.
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
 use indicatif::ProgressBar;
 use ner_retriever_protocol::Span;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
@@ -10,7 +10,7 @@ use super::{
     TrainOptions, capitals,
     examples::{BATCH_TEXTS, Example, Mark, batch, detected, score},
     invalid,
-    optimizer::Schedule,
+    optimizer::{Schedule, dropout},
     rounded,
 };
 use crate::{
@@ -60,13 +60,21 @@ pub fn train(texts: &Texts, hidden_size: usize, options: &TrainOptions) -> Resul
         return Err(invalid("the probe needs two texts at least".to_owned()));
     }
     let rest = forms.split_off((forms.len() / HELD_OUT).max(1));
-    let held_out: Vec<Example> = forms.into_iter().map(read).collect();
+    let both = options.probe_both_forms;
+    let held_out: Vec<Example> = forms
+        .into_iter()
+        .flat_map(|forms| read(forms, both))
+        .collect();
     let (mut written, mut lower): (Vec<_>, Vec<_>) = rest.into_iter().unzip();
     if options.names_are_capitalized {
         label_by_capitals(&mut written, &mut lower, hidden_size, options, &mut random)
             .map_err(compute)?;
     }
-    let examples: Vec<Example> = written.into_iter().zip(lower).map(read).collect();
+    let examples: Vec<Example> = written
+        .into_iter()
+        .zip(lower)
+        .flat_map(|forms| read(forms, both))
+        .collect();
     let (probe, losses) = fit(&examples, hidden_size, options, &mut random).map_err(compute)?;
     let curve = threshold_curve(&held_out, &probe).map_err(compute)?;
     let best = curve.iter().max_by(|a, b| a.1.f1.total_cmp(&b.1.f1));
@@ -134,9 +142,10 @@ fn forms<'a>(texts: &Texts<'a>) -> Vec<Forms<'a>> {
         .collect()
 }
 
-/// The form that is learned from.
-fn read<'a>((written, lower): Forms<'a>) -> Example<'a> {
-    lower.unwrap_or(written)
+/// The forms that are learned from: that in lower case, if there is one, or both.
+fn read<'a>((written, lower): Forms<'a>, both: bool) -> impl Iterator<Item = Example<'a>> {
+    let written = (both || lower.is_none()).then_some(written);
+    written.into_iter().chain(lower)
 }
 
 /// Marks what a first probe, of the texts as they are written, finds among capitalized words.
@@ -187,9 +196,9 @@ fn fit(
             } else {
                 options.trust_unlabelled_below
             };
-            let loss = loss(&probe, batch, trust)?;
-            sum += f64::from(loss.to_scalar::<f32>()?);
-            schedule.step(&loss)?;
+            let (loss, gradients) = gradients(&probe, batch, trust, options, random)?;
+            sum += loss;
+            schedule.step(&gradients)?;
             progress.inc(1);
         }
         losses.push(sum / batches as f64);
@@ -198,11 +207,32 @@ fn fit(
     Ok((probe, losses))
 }
 
-/// Binary cross-entropy summed over a text's candidates, mean over texts. Unlabelled candidates
-/// above the probability `trust` count neither way.
-fn loss(probe: &Probe, examples: &[&Example], trust: f32) -> candle_core::Result<Tensor> {
+/// A batch's loss and its gradients.
+fn gradients(
+    probe: &Probe,
+    examples: &[&Example],
+    trust: f32,
+    options: &TrainOptions,
+    random: &mut StdRng,
+) -> candle_core::Result<(f64, GradStore)> {
     let (hidden, candidates) = batch(examples)?;
-    let logits = probe.logits(&hidden, &candidates)?;
+    let mut states = probe.standardized(&hidden)?;
+    if options.probe_dropout > 0.0 {
+        states = dropout(&states, options.probe_dropout, random)?;
+    }
+    // As a variable of their own: the library would compute the frozen states' gradient as well.
+    let parts = Var::from_tensor(&states.matmul(&probe.tokens.t()?)?)?;
+    let loss = loss(&probe.of_parts(&parts, &candidates)?, examples, trust)?;
+    let mut gradients = loss.backward()?;
+    if let Some(of_parts) = gradients.remove(&parts) {
+        gradients.insert(&probe.tokens, of_parts.t()?.matmul(&states)?);
+    }
+    Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
+}
+
+/// Binary cross-entropy of log-odds summed over a text's candidates, mean over texts. Unlabelled
+/// candidates above the probability `trust` count neither way.
+fn loss(logits: &Tensor, examples: &[&Example], trust: f32) -> candle_core::Result<Tensor> {
     let guess = logits.detach().to_vec1::<f32>()?;
     let limit = (trust / (1.0 - trust)).ln();
     let marks = examples.iter().flat_map(|example| &example.marks);
@@ -217,7 +247,7 @@ fn loss(probe: &Probe, examples: &[&Example], trust: f32) -> candle_core::Result
     let weights = Tensor::new(weights, &Device::Cpu)?;
     // max(x, 0) - x * y + log(1 + exp(-|x|)), which does not overflow.
     let log = (logits.abs()?.neg()?.exp()? + 1.0)?.log()?;
-    let entropy = ((logits.relu()? - (&logits * labels)?)? + log)?;
+    let entropy = ((logits.relu()? - (logits * labels)?)? + log)?;
     (entropy * weights)?.sum_all()? / examples.len() as f64
 }
 

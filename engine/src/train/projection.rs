@@ -7,7 +7,10 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::json;
 
 use super::{
-    Loss, ProjectionForm, TrainOptions, dataset::Dataset, optimizer::Schedule, rounded,
+    Loss, ProjectionForm, TrainOptions,
+    dataset::Dataset,
+    optimizer::{Schedule, dropout},
+    rounded,
     split::Split,
 };
 use crate::{
@@ -100,7 +103,7 @@ fn fit(
                     distillation_loss(dataset, &split.taught, &projection, options, &mut random)?
                 }
             };
-            schedule.step(&loss)?;
+            schedule.step(&loss.backward()?)?;
             progress.inc(1);
         }
     }
@@ -272,7 +275,7 @@ fn triplet_loss(
         .mean_all()
 }
 
-/// Embeddings with dropout; candle's own cannot be seeded.
+/// Embeddings with dropout.
 fn train_mode(
     projection: &Projection,
     x: &Tensor,
@@ -280,19 +283,7 @@ fn train_mode(
     options: &TrainOptions,
     random: &mut StdRng,
 ) -> candle_core::Result<Tensor> {
-    let mut dropout = |hidden: Tensor| {
-        let keep = 1.0 - options.dropout;
-        let mask: Vec<f32> = (0..hidden.elem_count())
-            .map(|_| {
-                if random.random_bool(keep) {
-                    1.0 / keep as f32
-                } else {
-                    0.0
-                }
-            })
-            .collect();
-        &hidden * Tensor::from_vec(mask, hidden.shape(), hidden.device())?
-    };
+    let mut dropout = |hidden: Tensor| dropout(&hidden, options.dropout, random);
     normalize(&projection.unnormalized(x, side, &mut dropout)?)
 }
 
