@@ -1,5 +1,5 @@
 //! The probe's hidden units and output on the CPU: every candidate's log-odds from its tokens' parts, in
-//! one pass, forwards and backwards. As tensor operations they take ten passes over `[candidates, u]`,
+//! one pass, forwards and backwards. As tensor operations they take more than ten passes over `[candidates, u]`,
 //! which does not fit the caches: a sentence of 25 words has 280 candidates.
 
 use std::ops::Range;
@@ -9,7 +9,10 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::candidates::{Candidates, MAX_WORDS};
-use crate::model::{fused::numbers, lanes::exp};
+use crate::model::{
+    fused::{cpu_numbers, numbers},
+    lanes::exp,
+};
 
 /// Tokens of a candidate that the probe reads.
 const PARTS: usize = 5;
@@ -38,14 +41,10 @@ impl SpanNetwork {
             let range = from..from + part.len();
             from = range.end;
             let rows = || candidates.rows[range.clone()].iter().flatten().flatten();
-            let own = match (rows().min(), rows().max()) {
-                (Some(first), Some(last)) => *first as usize..*last as usize + 1,
-                _ => {
-                    let before = sequences.last().map_or(0, |(_, rows)| rows.end);
-                    before..before
-                }
-            };
-            sequences.push((range.clone(), own));
+            let before = sequences.last().map_or(0, |(_, rows)| rows.end);
+            let first = rows().min().map_or(before, |row| *row as usize);
+            let end = rows().max().map_or(first, |row| *row as usize + 1);
+            sequences.push((range.clone(), first..end));
         }
         Self {
             candidates: rows.zip(widths).collect(),
@@ -263,9 +262,9 @@ impl CustomOp3 for SpanNetwork {
         output_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let inputs = Inputs::new(
-            numbers_of(parts, parts_layout)?,
-            numbers_of(width, width_layout)?,
-            numbers_of(output, output_layout)?,
+            cpu_numbers(parts, parts_layout)?,
+            cpu_numbers(width, width_layout)?,
+            cpu_numbers(output, output_layout)?,
             self.last_row(),
         )?;
         let logits = self.forward(inputs);
@@ -300,13 +299,6 @@ impl CustomOp3 for SpanNetwork {
             like(of_width, width)?,
             like(of_output, output)?,
         ))
-    }
-}
-
-fn numbers_of<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match layout.contiguous_offsets() {
-        Some((from, to)) => Ok(&storage.as_slice()?[from..to]),
-        None => bail!("expected a contiguous tensor"),
     }
 }
 

@@ -68,9 +68,20 @@ fn is_ours(x: &Tensor) -> bool {
 /// # Errors
 /// If it is another tensor.
 pub fn numbers<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(storage), Some((from, to))) => Ok(&storage.as_slice()?[from..to]),
-        _ => bail!("expected a contiguous tensor in the CPU's memory"),
+    match storage {
+        Storage::Cpu(storage) => cpu_numbers(storage, layout),
+        _ => bail!("expected a tensor in the CPU's memory"),
+    }
+}
+
+/// The numbers of a contiguous f32 tensor.
+///
+/// # Errors
+/// If it is another tensor.
+pub fn cpu_numbers<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((from, to)) => Ok(&storage.as_slice()?[from..to]),
+        None => bail!("expected a contiguous tensor"),
     }
 }
 
