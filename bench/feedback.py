@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""How ner_search should follow what it finds: macro R-Precision of relevance feedback by its constants, for
-indexes of several sizes drawn from one corpus (feedback/src/lib.rs has the constants that were chosen).
+"""How ner_search should follow what it finds: macro R-Precision of relevance feedback by its constants, and with
+the chosen ones of smoothing by its own, for indexes of several sizes drawn from one corpus (feedback/src has the
+constants that were chosen). Of smoothing also the precision among the first ten texts.
 
 usage: feedback.py --vectors FILE --types type_names.json --query TYPES_KEY... CORPUS...
   FILE          what `eval --embeddings` wrote for the corpora together, in this order (--corpus, then --beside)
@@ -19,6 +20,8 @@ from pathlib import Path
 import numpy as np
 
 CANDIDATES = 100
+CHOSEN = (0.04, 1.5, True)
+FOR_EACH, MOST, ANCHORS = 4, 10_000, 500
 FEWEST_TEXTS = 5
 SIZES = ((None, 1), (5000, 4), (1000, 8))
 
@@ -51,11 +54,23 @@ def refine(query, mentions, temperature, weight, follows):
     return query + weight * (max(0.0, float(query @ mean)) if follows else 1.0) * mean
 
 
-def r_precision(scores, texts, count, gold):
+def smooth(scores, mentions, wanted, bandwidth, fewest):
+    """As feedback/src/smoothing.rs, for a search of so many texts; what it does not look at has no score."""
+    near = np.argsort(-scores, kind="stable")[: min(max(fewest, FOR_EACH * wanted), MOST)]
+    own, embeddings = scores[near], mentions[near]
+    stride = -(-len(near) // ANCHORS)
+    weights = np.exp((embeddings @ embeddings[::stride].T - 1) / bandwidth)
+    itself = (np.arange(len(near)) % stride != 0).astype(np.float32)
+    smoothed = np.full(len(scores), -np.inf, dtype=np.float32)
+    smoothed[near] = (weights @ own[::stride] + itself * own) / (weights.sum(1) + itself)
+    return smoothed
+
+
+def precision(scores, texts, count, gold, wanted):
     best = np.full(count, -np.inf, dtype=np.float32)
     np.maximum.at(best, texts, scores)
-    found = np.argsort(-best, kind="stable")[: len(gold)]
-    return len(gold.intersection(found.tolist())) / len(gold)
+    found = np.argsort(-best, kind="stable")[:wanted]
+    return len(gold.intersection(found.tolist())) / wanted
 
 
 def indexes(texts, mentions, documents, names):
@@ -98,13 +113,34 @@ def main():
         scores = {size: [] for size in sizes}
         for size, of_index, vectors, gold in drawn:
             found = [
-                r_precision(vectors @ refine(queries[names[kind]], vectors, temperature, weight, follows),
-                            of_index, size, relevant)
+                precision(vectors @ refine(queries[names[kind]], vectors, temperature, weight, follows),
+                          of_index, size, relevant, len(relevant))
                 for kind, relevant in gold.items()
             ]
             scores[size].append(np.mean(found))
         label = "none" if weight == 0 else f"{temperature}, {weight}" + (" x cosine" if follows else "")
         print(label, *(f"{np.mean(scores[size]):.4f}" for size in sizes), sep="\t", flush=True)
+    print_smoothing(drawn, sizes, queries, names)
+
+
+def print_smoothing(drawn, sizes, queries, names):
+    settings = [(bandwidth, 200) for bandwidth in (0.05, 0.07, 0.1, 0.12, 0.15, 0.2)]
+    settings += [(0.1, 100), (0.1, 500)]
+    scores = {setting: {size: ([], []) for size in sizes} for setting in [None, *settings]}
+    for size, of_index, vectors, gold in drawn:
+        for kind, relevant in gold.items():
+            refined = refine(queries[names[kind]], vectors, *CHOSEN)
+            by_type = vectors @ (refined / np.linalg.norm(refined))
+            for setting, of_setting in scores.items():
+                for wanted, kept in zip((len(relevant), 10), of_setting[size]):
+                    if wanted <= len(relevant):
+                        ranked_by = smooth(by_type, vectors, wanted, *setting) if setting else by_type
+                        kept.append(precision(ranked_by, of_index, size, relevant, wanted))
+    print("bandwidth, fewest candidates:", *(f"{size} texts, first ten" for size in sizes), sep="\t")
+    for setting, of_setting in scores.items():
+        label = ", ".join(map(str, setting)) if setting else "none"
+        both = (f"{np.mean(whole):.4f}, {np.mean(ten):.4f}" for whole, ten in (of_setting[size] for size in sizes))
+        print(label, *both, sep="\t", flush=True)
 
 
 if __name__ == "__main__":

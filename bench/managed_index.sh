@@ -18,7 +18,7 @@ INSERTS=${INSERTS:-2000}
 # How far apart the clusters of generated mentions are, against their own extent.
 APART=${APART:-1}
 # Candidates of a scan, hnsw.ef_search; ner_search's own.
-EF_SEARCH=${EF_SEARCH:-150}
+EF_SEARCH=${EF_SEARCH:-200}
 # Parameters of the index over them, such as 'm = 32, ef_construction = 200'; empty: pgvector's.
 INDEX_OPTIONS=${INDEX_OPTIONS:-}
 
@@ -172,7 +172,7 @@ BEGIN
     'WITH n AS MATERIALIZED (SELECT id, embedding <=> %L::halfvec(384) AS distance
        FROM bench.doc_body_mentions ORDER BY embedding <=> %L::halfvec(384) LIMIT %s),
      best AS (SELECT DISTINCT ON (id) * FROM n ORDER BY id, distance)
-     SELECT id FROM best ORDER BY distance LIMIT %s', q, q, 4 * k, k);
+     SELECT id FROM best ORDER BY distance LIMIT %s', q, q, greatest(200, 4 * k), k);
 END \$\$;
 CREATE TEMP TABLE answer (recall real, ms real);
 DO \$\$
@@ -210,7 +210,7 @@ BEGIN
     took := 1000 * extract(epoch FROM clock_timestamp() - started);
     EXECUTE format('SELECT array_agg(((q.hit).key->>''id'')::int) FROM (%s) AS q',
                    ner_retriever.search_statement('bench.doc', ARRAY[r.name], NULL, NULL, true))
-    INTO exact USING 10, 400, -1.0;
+    INTO exact USING 10, 200, -1.0;
     INSERT INTO answer SELECT count(*) / 10.0, took FROM unnest(found) AS f WHERE f = ANY (exact);
   END LOOP;
 END \$\$;

@@ -47,7 +47,7 @@ static MAX_QUEUE: Int = Int::new(1024);
 /// -1: the threshold that was chosen for the head when it was trained.
 static DETECTION_THRESHOLD: GucSetting<f64> = GucSetting::<f64>::new(-1.0);
 /// On: searches find more of what they should on every corpus that was measured (docs/quality.md), for
-/// one more scan of the vector index.
+/// one more scan of the vector index and some milliseconds over what it found.
 static FEEDBACK: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// 0: no limit of its own; `statement_timeout` already ends a call that takes too long.
 static REQUEST_TIMEOUT: Int = Int::new(0);

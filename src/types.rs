@@ -159,11 +159,28 @@ fn example_embeddings(examples: &[String]) -> Result<(String, Vec<Vec<f32>>), Er
 #[pg_extern]
 fn ner_feedback(query: Array<'_, f32>, nearest: Array<'_, &[u8]>) -> Result<Vec<f32>, ErrorReport> {
     let query: Vec<f32> = query.iter().flatten().collect();
-    let mut mentions = Vec::with_capacity(query.len() * nearest.len());
-    for mention in nearest.iter().flatten() {
-        mentions.extend(vector::elements(mention)?);
-    }
+    let mentions = elements_of_all(&nearest)?;
     Ok(ner_retriever_feedback::refine(&query, &mentions))
+}
+
+/// `ner_retriever.smooth(real[], vector[])`
+#[pg_extern]
+fn ner_smooth(
+    similarities: Array<'_, f32>,
+    mentions: Array<'_, &[u8]>,
+) -> Result<Vec<f32>, ErrorReport> {
+    let similarities: Vec<f32> = similarities.iter().flatten().collect();
+    let mentions = elements_of_all(&mentions)?;
+    Ok(ner_retriever_feedback::smooth(&similarities, &mentions))
+}
+
+/// Of vectors, one after the other.
+fn elements_of_all(vectors: &Array<'_, &[u8]>) -> Result<Vec<f32>, Error> {
+    let mut all = Vec::new();
+    for vector in vectors.iter().flatten() {
+        all.extend(vector::elements(vector)?);
+    }
+    Ok(all)
 }
 
 /// A type's embedding with the examples that refine it.

@@ -243,6 +243,9 @@ fn what_nobody_labelled_is_learned_from() {
     assert!(by_capitals != mentions && same == projection);
     let [same, of_detected] = train("detected", &["--distil-detected"]);
     assert!(same == mentions && of_detected != projection);
+    // Nothing has a probability above 1.
+    let options = ["--distil-detected", "--distil-threshold", "1.1"];
+    assert!(train("surely-detected", &options) == [mentions, projection]);
 }
 
 #[test]
@@ -347,6 +350,10 @@ fn options_that_do_not_fit_are_refused() {
     fails(
         &["--block", "22", "--distil-detected"],
         "--distil-detected needs --loss distillation",
+    );
+    fails(
+        &["--block", "22", "--distil-threshold", "0.1"],
+        "--distil-threshold needs --distil-detected",
     );
     fails(
         &["--block", "22", "--names-are-capitalized"],

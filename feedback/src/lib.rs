@@ -2,6 +2,10 @@
 //! `ner_search` and the engine's `eval` do it. Rocchio's method (1971) without anybody's judgement, the
 //! found mentions weighted by how near they are; with it ([`shown`]) as `ner_refine_type` does it.
 
+mod smoothing;
+
+pub use smoothing::{FEWEST, FOR_EACH, MOST, smooth};
+
 /// Nearest mentions that are looked at. More hardly count: their weights vanish.
 pub const CANDIDATES: usize = 100;
 

@@ -9,7 +9,8 @@ COMMENT ON TYPE ner_retriever.hit IS 'The best mention of a row that ner_search 
 -- similarity. An exact search compares every mention instead of asking the vector index. Each hit comes
 -- with the number of mentions that were looked at and the distance of the farthest (of the type whose
 -- farthest is nearest). Distances are those to the type after the mentions that are nearest to it
--- (ner_retriever.feedback), whatever the condition; similarities are those to the type itself.
+-- (ner_retriever.feedback), whatever the condition; rows are ranked by them after smoothing over the
+-- mentions that are looked at. Similarities are those to the type itself.
 CREATE FUNCTION ner_retriever.search_statement(
     "table" regclass, types text[], filter text, "column" name, exact boolean
 )
@@ -33,6 +34,8 @@ DECLARE
     key text;
     same_row text;
     nearest text;
+    follows boolean;
+    smoothed text := 'SELECT n.*, n.distance AS ranked_by FROM n';
 BEGIN
     i := ner_retriever.find("table", "column");
     PERFORM ner_retriever.check_mentions(i.base, i.mentions, i.storage);
@@ -70,7 +73,9 @@ BEGIN
         END IF;
         distance := format('m.embedding %s %L::%s', operator, translate(t.embedding::text, '{}', '[]'), cast_to);
         similarity := format('1 OPERATOR(pg_catalog.-) (%s)', distance);
-        IF current_setting('ner_retriever.feedback')::boolean THEN
+        -- The library, which knows the setting, is loaded by now.
+        follows := current_setting('ner_retriever.feedback');
+        IF follows THEN
             -- As many as ner_retriever_feedback::CANDIDATES.
             EXECUTE format(
                 'SELECT ner_retriever.feedback($1, array_agg(n.embedding))'
@@ -82,8 +87,9 @@ BEGIN
         END IF;
         nearest := concat_ws(E'\nUNION ALL\n', nearest, format(
             '(SELECT %s, pg_catalog.jsonb_build_object(%s) AS key, m.mention, m.start_char, m.end_char,'
-            ' %s AS distance, %s AS similarity, %L::text AS type FROM %s ORDER BY %s LIMIT $2)',
-            names, key, distance, similarity, t.name, source,
+            ' m.embedding::%s AS embedding, %s AS distance, %s AS similarity, %L::text AS type'
+            ' FROM %s ORDER BY %s LIMIT $2)',
+            names, key, ner_retriever.vector_type('vector'), distance, similarity, t.name, source,
             -- An index knows its operator, not a sum.
             CASE WHEN exact THEN format('(%s) OPERATOR(pg_catalog.+) 0', distance) ELSE distance END));
     END LOOP;
@@ -91,14 +97,29 @@ BEGIN
         RAISE EXCEPTION 'no entity type to search for' USING ERRCODE = 'invalid_parameter_value',
             HINT = 'Pass the name of a type, such as ''dinosaur''.';
     END IF;
+    IF follows THEN
+        -- As many as ner_retriever_feedback::MOST; the others follow.
+        smoothed :=
+            'SELECT n.*, coalesce(1 OPERATOR(pg_catalog.-) s.similarity,'
+            ' n.distance OPERATOR(pg_catalog.+) 2) AS ranked_by'
+            ' FROM n LEFT JOIN (SELECT a.type, s.similarity, s.place FROM ('
+            'SELECT n.type, ner_retriever.smooth('
+            'pg_catalog.array_agg((1 OPERATOR(pg_catalog.-) n.distance)::real ORDER BY n.place),'
+            ' pg_catalog.array_agg(n.embedding ORDER BY n.place)) AS similarities'
+            ' FROM n WHERE n.place OPERATOR(pg_catalog.<=) 10000 GROUP BY n.type) AS a,'
+            ' ROWS FROM (pg_catalog.unnest(a.similarities)) WITH ORDINALITY AS s (similarity, place)) AS s'
+            ' ON s.type OPERATOR(pg_catalog.=) n.type AND s.place OPERATOR(pg_catalog.=) n.place';
+    END IF;
     RETURN format(
-        'WITH n AS MATERIALIZED (%1$s), best AS (SELECT DISTINCT ON (%2$s) n.* FROM n'
-        ' WHERE n.similarity OPERATOR(pg_catalog.>=) $3 ORDER BY %2$s, n.distance)'
+        'WITH nearest AS MATERIALIZED (%1$s), n AS MATERIALIZED (SELECT nearest.*,'
+        ' pg_catalog.row_number() OVER (PARTITION BY nearest.type ORDER BY nearest.distance) AS place FROM nearest),'
+        ' best AS (SELECT DISTINCT ON (%2$s) n.* FROM (%3$s) AS n'
+        ' WHERE n.similarity OPERATOR(pg_catalog.>=) $3 ORDER BY %2$s, n.ranked_by)'
         ' SELECT ROW(b.key, b.mention, b.start_char, b.end_char, b.similarity, b.type)::ner_retriever.hit AS hit,'
         ' (SELECT pg_catalog.count(*) FROM n) AS mentions,'
         ' (SELECT pg_catalog.min(f.distance) FROM (SELECT pg_catalog.max(n.distance) AS distance FROM n'
         ' GROUP BY n.type) AS f) AS farthest'
-        ' FROM best AS b ORDER BY b.distance LIMIT $1', nearest, same_key);
+        ' FROM best AS b ORDER BY b.ranked_by LIMIT $1', nearest, same_key, smoothed);
 END
 $$;
 COMMENT ON FUNCTION ner_retriever.search_statement(regclass, text[], text, name, boolean) IS
@@ -111,9 +132,9 @@ CREATE FUNCTION ner_retriever.search(
 -- Stable, and so unable to write, whatever the condition calls.
 LANGUAGE plpgsql STABLE
 -- The session's search_path stays: the condition is the caller's, and is read as the caller writes it.
--- 150 candidates instead of pgvector's 40, for recall (docs/performance.md); a scan that has passed over
+-- 200 candidates instead of pgvector's 40: so many are smoothed at least. A scan that has passed over
 -- rows of the same text or outside of the condition goes on for more.
-SET hnsw.ef_search = 150 SET hnsw.iterative_scan = 'relaxed_order'
+SET hnsw.ef_search = 200 SET hnsw.iterative_scan = 'relaxed_order'
 AS $$
 DECLARE
     looked_at bigint;
@@ -125,8 +146,8 @@ BEGIN
         RAISE EXCEPTION 'k must be at least 1' USING ERRCODE = 'invalid_parameter_value',
             HINT = 'It is the number of rows to find.';
     END IF;
-    -- A text often has several mentions of a type.
-    nearest := pg_catalog.int8(k) OPERATOR(pg_catalog.*) 4;
+    -- As ner_retriever_feedback::FEWEST and FOR_EACH.
+    nearest := GREATEST(200, pg_catalog.int8(k) OPERATOR(pg_catalog.*) 4);
     LOOP
         EXECUTE pg_catalog.format(
             'SELECT pg_catalog.array_agg(q.hit), pg_catalog.max(q.mentions), pg_catalog.max(q.farthest)'

@@ -1,33 +1,93 @@
-//! Relevance feedback over an index that is searched exactly.
+//! Ranking as `ner_search` does it, over an index that is searched exactly.
+
+use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use ner_retriever_feedback as feedback;
 
+use super::{
+    queries::Queries,
+    ranking::{TypeScore, best_per_text},
+};
 use crate::error::{Result, compute};
 
-/// Types, `[types, dims]`, each after its nearest mentions among `[mentions, dims]`.
+/// R-Precision of each type after its nearest mentions, among as many texts as mention it: `texts[mention]`
+/// is a mention's text, `mentions` is `[mentions, dims]`, `types` `[types, dims]`.
 ///
 /// # Errors
 /// `Internal` if the shapes do not fit.
-pub fn refine(mentions: &Tensor, types: &Tensor) -> Result<Tensor> {
-    let scores: Vec<Vec<f32>> = types
-        .matmul(&mentions.t().map_err(compute)?)
-        .and_then(|scores| scores.to_vec2())
-        .map_err(compute)?;
-    let refined = scores.into_iter().enumerate().map(|(number, scores)| {
-        let mut nearest: Vec<u32> = (0..scores.len() as u32).collect();
-        nearest.sort_by(|a, b| scores[*b as usize].total_cmp(&scores[*a as usize]));
-        nearest.truncate(feedback::CANDIDATES);
-        let nearest = Tensor::new(nearest, mentions.device())?;
-        let nearest: Vec<f32> = mentions
-            .index_select(&nearest, 0)?
-            .flatten_all()?
-            .to_vec1()?;
-        let query: Vec<f32> = types.get(number)?.to_vec1()?;
-        Tensor::new(feedback::refine(&query, &nearest), mentions.device())
+pub fn score(
+    queries: &Queries,
+    texts: &[usize],
+    mentions: &Tensor,
+    types: &Tensor,
+) -> Result<BTreeMap<String, TypeScore>> {
+    let refined = refine(mentions, types).map_err(compute)?;
+    let similarities = similarities(&refined, mentions).map_err(compute)?;
+    let asked = similarities.iter().zip(&queries.gold);
+    let found = asked.map(|(similarities, gold)| {
+        let relevant = gold.iter().filter(|gold| **gold).count();
+        search(texts, mentions, similarities, relevant).map_err(compute)
     });
-    let refined = refined
-        .collect::<candle_core::Result<Vec<_>>>()
-        .map_err(compute)?;
-    Tensor::stack(&refined, 0).map_err(compute)
+    let mut found = found.collect::<Result<Vec<_>>>()?.into_iter();
+    Ok(queries.score_ranks(|_| found.next().unwrap_or_default()))
+}
+
+/// `[types, mentions]`
+fn similarities(types: &Tensor, mentions: &Tensor) -> candle_core::Result<Vec<Vec<f32>>> {
+    types.matmul(&mentions.t()?)?.to_vec2()
+}
+
+/// Types, `[types, dims]`, each after its nearest mentions.
+fn refine(mentions: &Tensor, types: &Tensor) -> candle_core::Result<Tensor> {
+    let similarities = similarities(types, mentions)?;
+    let refined = similarities.iter().enumerate().map(|(number, of_type)| {
+        let mut nearest = from_near_to_far(of_type);
+        nearest.truncate(feedback::CANDIDATES);
+        let query: Vec<f32> = types.get(number)?.to_vec1()?;
+        let refined = feedback::refine(&query, &embeddings(mentions, &nearest)?);
+        Tensor::new(refined, mentions.device())
+    });
+    Tensor::stack(&refined.collect::<candle_core::Result<Vec<_>>>()?, 0)
+}
+
+/// At least `wanted` texts with their scores, if the index has so many.
+fn search(
+    texts: &[usize],
+    mentions: &Tensor,
+    similarities: &[f32],
+    wanted: usize,
+) -> candle_core::Result<Vec<(usize, f32)>> {
+    let all = from_near_to_far(similarities);
+    let mut looked_at = feedback::FEWEST.max(wanted * feedback::FOR_EACH);
+    loop {
+        let candidates = &all[..looked_at.min(all.len())];
+        let own: Vec<f32> = candidates
+            .iter()
+            .map(|&c| similarities[c as usize])
+            .collect();
+        let near = candidates.len().min(feedback::MOST);
+        let mut scores =
+            feedback::smooth(&own[..near], &embeddings(mentions, &candidates[..near])?);
+        // Behind those, whose scores are at least -1.
+        scores.extend(own[near..].iter().map(|similarity| similarity - 2.0));
+        let of_text: Vec<usize> = candidates.iter().map(|&c| texts[c as usize]).collect();
+        let found = best_per_text(&of_text, &scores);
+        if found.len() >= wanted || candidates.len() == all.len() {
+            return Ok(found);
+        }
+        looked_at *= feedback::FOR_EACH;
+    }
+}
+
+fn from_near_to_far(similarities: &[f32]) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..similarities.len() as u32).collect();
+    order.sort_by(|&a, &b| similarities[b as usize].total_cmp(&similarities[a as usize]));
+    order
+}
+
+/// Of some mentions, one after the other.
+fn embeddings(mentions: &Tensor, which: &[u32]) -> candle_core::Result<Vec<f32>> {
+    let which = Tensor::new(which, mentions.device())?;
+    mentions.index_select(&which, 0)?.flatten_all()?.to_vec1()
 }

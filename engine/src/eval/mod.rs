@@ -77,8 +77,7 @@ pub fn evaluate(
     }
     let types = embeddings(embedder, &values, Side::Type)?;
     let by_head = queries.score(&index.texts, &mentions, &types)?;
-    let refined = feedback::refine(&mentions, &types)?;
-    let by_feedback = queries.score(&index.texts, &mentions, &refined)?;
+    let by_feedback = feedback::score(&queries, &index.texts, &mentions, &types)?;
     let with_examples = (protocol.examples > 0)
         .then(|| {
             let embeddings = (&mentions, &types);

@@ -56,7 +56,8 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
     let probe = train_probe(&model, &documents, options)?;
     if options.distil_detected {
         let features = hidden(&model, &documents, options)?;
-        documents = probe::with_detected(&probe, &documents, &features)?;
+        let threshold = options.distil_threshold.unwrap_or(probe.threshold);
+        documents = probe::with_detected(&probe.probe, threshold, &documents, &features)?;
     }
     let features = Features::compute(&model, readout.as_ref(), &documents, &kept, &options.cache)?;
     let teachers = match (nouns, &readout) {

@@ -152,6 +152,9 @@ pub struct TrainOptions {
     /// Also distil what the trained probe finds in the texts beside the labelled mentions
     #[arg(long)]
     pub distil_detected: bool,
+    /// Least probability of what --distil-detected adds; that of --threshold if absent
+    #[arg(long)]
+    pub distil_threshold: Option<f32>,
     /// Least probability of a detected mention; chosen for the best F1 on held-out texts if absent
     #[arg(long)]
     pub threshold: Option<f32>,
@@ -212,6 +215,8 @@ impl TrainOptions {
             Some("--teacher needs --loss distillation")
         } else if !distils && self.distil_detected {
             Some("--distil-detected needs --loss distillation")
+        } else if self.distil_threshold.is_some() && !self.distil_detected {
+            Some("--distil-threshold needs --distil-detected")
         } else if self.names_are_capitalized && self.probe_corpus.is_empty() {
             // Some of the others are lower-cased before the probe sees them.
             Some("--names-are-capitalized needs --probe-corpus")

@@ -101,21 +101,23 @@ pub fn train(texts: &Texts, hidden_size: usize, options: &TrainOptions) -> Resul
     })
 }
 
-/// The texts with what a probe finds in them beside their labels, as mentions of no type.
+/// The texts with what a probe finds in them beside their labels, as mentions of no type: those
+/// whose probability is at least `threshold`.
 ///
 /// # Errors
 /// `OutOfMemory`, `Internal`.
 pub fn with_detected(
-    trained: &Trained,
+    probe: &Probe,
+    threshold: f32,
     documents: &[Document],
     features: &Features,
 ) -> Result<Vec<Document>> {
     let texts = documents.iter().zip(features.texts());
     let examples: Vec<Example> = texts.filter_map(|(d, f)| Example::new(d, f)).collect();
-    let scores = score(&trained.probe, &examples).map_err(compute)?;
+    let scores = score(probe, &examples).map_err(compute)?;
     let documents = examples.iter().zip(scores).map(|(example, scores)| {
         let mut document = example.document.clone();
-        for span in spans(example, &scores, trained.threshold) {
+        for span in spans(example, &scores, threshold) {
             let overlaps = |m: &GoldMention| m.span.start < span.end && span.start < m.span.end;
             if !example.document.mentions.iter().any(overlaps) {
                 let kind = String::new();

@@ -142,10 +142,21 @@ fn large_tables_are_searched_through_the_index_until_there_are_enough_rows() {
         let there = if filter == "part = 7" { 40 } else { 50 };
         assert!(found >= there - 1, "{filter}: {found} of {there}");
     }
+    // More than are smoothed; the farthest mentions follow, each row still once.
     run(
         &mut client,
-        "reset ner_retriever.feedback; drop table large",
+        "reset ner_retriever.feedback;
+         insert into large select id + n * 5000, body, part from large, generate_series(1, 2) n;
+         insert into large_body_mentions
+         select id + n * 5000, mention, start_char, end_char, score, embedding, fingerprint
+         from large_body_mentions, generate_series(1, 2) n",
     );
+    let many = "select count(*) = 11000 and count(distinct key) = 11000
+                       and max(similarity) filter (where rank > 10500)
+                           < min(similarity) filter (where rank <= 100)
+                from ner_search('large', 'dinosaur', 11000)";
+    assert!(value::<bool>(&mut client, many));
+    run(&mut client, "drop table large");
 }
 
 #[test]
@@ -170,23 +181,30 @@ fn a_search_follows_what_is_nearest() {
              (4, 'Trams stop at the Danube.')",
     );
     settle(&mut client, "museum");
-    let exact = |query: &str| {
+    let exact = |query: &str, ranked_by: &str| {
         format!(
-            "with best as (select distinct on (id) id, mention, embedding, embedding <=> {query} as distance
-                           from museum_body_mentions order by id, 4)
+            "with n as (select id, mention, embedding, embedding <=> {query} as distance,
+                               row_number() over (order by embedding <=> {query}) as place
+                        from museum_body_mentions),
+                  smoothed as (select ner_retriever.smooth(
+                                   array_agg((1 - distance)::real order by place),
+                                   array_agg(embedding::vector order by place)) as similarities from n),
+                  ranked as (select id, mention, embedding, {ranked_by} as ranked_by from n, smoothed),
+                  best as (select distinct on (id) * from ranked order by id, ranked_by)
              select id::text, mention,
                     round((1 - (embedding <=> ner_type_embedding('dinosaur')::halfvec))::real::numeric, 4)
-             from best order by distance"
+             from best order by ranked_by"
         )
     };
     let name = "ner_type_embedding('dinosaur')::halfvec";
     let refined = "(select ner_retriever.feedback(ner_type_embedding('dinosaur')::real[],
                       array_agg(m.embedding::vector)) from museum_body_mentions as m)::vector::halfvec";
+    let smoothed = "1 - similarities[place]";
     let followed = rows(&mut client, search);
-    assert_eq!(followed, rows(&mut client, &exact(refined)));
+    assert_eq!(followed, rows(&mut client, &exact(refined, smoothed)));
     run(&mut client, "set ner_retriever.feedback = off");
     let by_name = rows(&mut client, search);
-    assert_eq!(by_name, rows(&mut client, &exact(name)));
+    assert_eq!(by_name, rows(&mut client, &exact(name, "distance")));
     run(
         &mut client,
         "reset ner_retriever.feedback; drop table museum",
