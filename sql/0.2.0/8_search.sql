@@ -100,15 +100,13 @@ BEGIN
     IF follows THEN
         -- As many as ner_retriever_feedback::MOST; the others follow.
         smoothed :=
-            'SELECT n.*, coalesce(1 OPERATOR(pg_catalog.-) s.similarity,'
+            'SELECT n.*, coalesce(1 OPERATOR(pg_catalog.-) s.similarities[n.place::integer],'
             ' n.distance OPERATOR(pg_catalog.+) 2) AS ranked_by'
-            ' FROM n LEFT JOIN (SELECT a.type, s.similarity, s.place FROM ('
-            'SELECT n.type, ner_retriever.smooth('
+            ' FROM n JOIN (SELECT n.type, ner_retriever.smooth('
             'pg_catalog.array_agg((1 OPERATOR(pg_catalog.-) n.distance)::real ORDER BY n.place),'
             ' pg_catalog.array_agg(n.embedding ORDER BY n.place)) AS similarities'
-            ' FROM n WHERE n.place OPERATOR(pg_catalog.<=) 10000 GROUP BY n.type) AS a,'
-            ' ROWS FROM (pg_catalog.unnest(a.similarities)) WITH ORDINALITY AS s (similarity, place)) AS s'
-            ' ON s.type OPERATOR(pg_catalog.=) n.type AND s.place OPERATOR(pg_catalog.=) n.place';
+            ' FROM n WHERE n.place OPERATOR(pg_catalog.<=) 10000 GROUP BY n.type) AS s'
+            ' ON s.type OPERATOR(pg_catalog.=) n.type';
     END IF;
     RETURN format(
         'WITH nearest AS MATERIALIZED (%1$s), n AS MATERIALIZED (SELECT nearest.*,'
