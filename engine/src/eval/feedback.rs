@@ -91,3 +91,28 @@ fn embeddings(mentions: &Tensor, which: &[u32]) -> candle_core::Result<Vec<f32>>
     let which = Tensor::new(which, mentions.device())?;
     mentions.index_select(&which, 0)?.flatten_all()?.to_vec1()
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn as_many_texts_are_found_as_are_wanted() {
+        // More mentions of one text than a search looks at first, all nearer than the other's.
+        let near = feedback::FEWEST + 1;
+        let texts: Vec<usize> = [vec![7; near], vec![3]].concat();
+        let similarities: Vec<f32> = [vec![0.9; near], vec![0.1]].concat();
+        let mentions = [[1.0f32, 0.0].repeat(near), vec![0.0, 1.0]].concat();
+        let mentions = Tensor::from_vec(mentions, (near + 1, 2), &Device::Cpu).unwrap();
+        let found = |wanted| search(&texts, &mentions, &similarities, wanted).unwrap();
+        let only_one = found(1);
+        assert_eq!(only_one.len(), 1);
+        assert!((only_one[0].1 - 0.9).abs() < 1e-3);
+        let both: Vec<usize> = found(2).into_iter().map(|(text, _)| text).collect();
+        assert_eq!(both, [3, 7]);
+        // No more than there are.
+        assert_eq!(found(5).len(), 2);
+    }
+}
