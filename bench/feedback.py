@@ -55,13 +55,13 @@ def refine(query, mentions, temperature, weight, follows):
 
 
 def smooth(scores, mentions, wanted, bandwidth, fewest):
-    """As feedback/src/smoothing.rs, for a search of so many texts; what it does not look at has no score."""
+    """As feedback/src/smoothing.rs, for a search of so many texts; what it does not look at stays behind."""
     near = np.argsort(-scores, kind="stable")[: min(max(fewest, FOR_EACH * wanted), MOST)]
     own, embeddings = scores[near], mentions[near]
     stride = -(-len(near) // ANCHORS)
     weights = np.exp((embeddings @ embeddings[::stride].T - 1) / bandwidth)
     itself = (np.arange(len(near)) % stride != 0).astype(np.float32)
-    smoothed = np.full(len(scores), -np.inf, dtype=np.float32)
+    smoothed = scores - 2
     smoothed[near] = (weights @ own[::stride] + itself * own) / (weights.sum(1) + itself)
     return smoothed
 
