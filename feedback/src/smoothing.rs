@@ -97,6 +97,19 @@ mod tests {
     }
 
     #[test]
+    fn a_mention_without_its_like_keeps_its_similarity() {
+        // Second of two to an anchor, and so none itself.
+        let count = 2 * ANCHORS;
+        let mut similarities = vec![0.5; count];
+        let mut mentions = [1.0, 0.0].repeat(count);
+        similarities[1] = 0.9;
+        mentions[2..4].copy_from_slice(&[0.0, 1.0]);
+        let smoothed = smooth(&similarities, &mentions);
+        assert!((smoothed[1] - 0.9).abs() < 0.02, "{}", smoothed[1]);
+        assert!((smoothed[0] - 0.5).abs() < 1e-3, "{}", smoothed[0]);
+    }
+
+    #[test]
     fn what_cannot_be_compared_changes_nothing() {
         assert_eq!(smooth(&[], &[]), [0.0; 0]);
         assert_eq!(smooth(&[0.5, 0.25], &[]), [0.5, 0.25]);

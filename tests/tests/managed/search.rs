@@ -135,6 +135,32 @@ fn large_tables_are_searched_through_the_index_until_there_are_enough_rows() {
     };
     let ids = "select key->>'id' from ner_search('large', 'dinosaur', 50)";
     let followed = rows(&mut client, ids);
+    // The nearest to the refined type, of all mentions: as they are, and by what they are like.
+    let nearest = |ranked_by: &str| {
+        format!(
+            "with name as (select ner_type_embedding('dinosaur') as q),
+                  near as (select embedding::vector as e from large_body_mentions, name
+                           order by (embedding <=> q::halfvec) + 0 limit 100),
+                  refined as (select ner_retriever.feedback(
+                                  (select q::real[] from name), array_agg(e))::vector::halfvec as q from near),
+                  n as (select id, embedding, embedding <=> q as distance,
+                               row_number() over (order by (embedding <=> q) + 0) as place
+                        from large_body_mentions, refined order by 4 limit 200),
+                  s as (select ner_retriever.smooth(
+                            array_agg((1 - distance)::real order by place),
+                            array_agg(embedding::vector order by place)) as similarities from n)
+             select id::text from n, s group by id order by min({ranked_by}) limit 50"
+        )
+    };
+    let mut agreed = |ranked_by: &str| {
+        let expected = rows(&mut client, &nearest(ranked_by));
+        followed.iter().filter(|id| expected.contains(id)).count()
+    };
+    let (by_like, as_they_are) = (agreed("1 - similarities[place]"), agreed("distance"));
+    assert!(
+        by_like >= 48 && as_they_are < by_like,
+        "{by_like} {as_they_are}"
+    );
     run(&mut client, "set ner_retriever.feedback = off");
     assert_ne!(followed, rows(&mut client, ids));
     for filter in ["true", "part < 50", "part = 7"] {
