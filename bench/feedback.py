@@ -1,27 +1,33 @@
 #!/usr/bin/env python3
 """How ner_search should follow what it finds: macro R-Precision of relevance feedback by its constants, and with
-the chosen ones of smoothing by its own, for indexes of several sizes drawn from one corpus (feedback/src has the
-constants that were chosen). Of smoothing also the precision among the first ten texts.
+the chosen ones of smoothing by its own and then of the type's words by theirs, for indexes of several sizes drawn
+from one corpus (feedback/src has the constants that were chosen). Of the last two also the precision among the
+first ten texts.
 
 usage: feedback.py --vectors FILE --types type_names.json --query TYPES_KEY... CORPUS...
   FILE          what `eval --embeddings` wrote for the corpora together, in this order (--corpus, then --beside)
   TYPES_KEY     whose types are asked for: those that nothing else is chosen or reported by
 The database that PGHOST, PGPORT, PGUSER and PGDATABASE name embeds the types:
   scripts/server.sh exec --instance bench -- bench/feedback.py ...
-Needs numpy.
+Needs numpy and snowballstemmer.
 """
 
 import argparse
+import functools
 import gzip
 import json
+import re
 import subprocess
 from pathlib import Path
 
 import numpy as np
+import snowballstemmer
 
 CANDIDATES = 100
 CHOSEN = (0.04, 1.5, True)
 FOR_EACH, MOST, ANCHORS = 4, 10_000, 500
+CHOSEN_SMOOTHING = (0.1, 200)
+FUNCTION_WORDS = "a an and any as at by for from in into is of on or that the to which who with".split()
 FEWEST_TEXTS = 5
 SIZES = ((None, 1), (5000, 4), (1000, 8))
 
@@ -32,9 +38,9 @@ def unit(vectors):
 
 def read_vectors(path):
     rows = [line.rstrip("\n").split("\t") for line in open(path)]
-    return np.array([int(text) - 1 for text, _ in rows]), unit(
-        np.array([np.fromstring(vector[1:-1], sep=",", dtype=np.float32) for _, vector in rows])
-    )
+    places = np.array([[int(number) for number in row[:3]] for row in rows])
+    mentions = np.array([np.fromstring(row[3][1:-1], sep=",", dtype=np.float32) for row in rows])
+    return places - (1, 0, 0), unit(mentions)
 
 
 def embed(names):
@@ -66,6 +72,21 @@ def smooth(scores, mentions, wanted, bandwidth, fewest):
     return smoothed
 
 
+@functools.cache
+def stem(word, stemmer=snowballstemmer.stemmer("english")):
+    return stemmer.stemWord(word)
+
+
+def stems(text):
+    return {stem(word) for word in re.findall(r"\w+", text.lower())}
+
+
+def shares(name, near):
+    """Of a name's words, how many are near each mention; as feedback/src/words.rs."""
+    words = stems(" ".join(word for word in name.lower().split() if word not in FUNCTION_WORDS))
+    return np.array([len(words & of_mention) for of_mention in near], dtype=np.float32) / max(len(words), 1)
+
+
 def precision(scores, texts, count, gold, wanted):
     best = np.full(count, -np.inf, dtype=np.float32)
     np.maximum.at(best, texts, scores)
@@ -74,7 +95,8 @@ def precision(scores, texts, count, gold, wanted):
 
 
 def indexes(texts, mentions, documents, names):
-    """By size: indexes of random texts, with the gold texts of each type that enough of them mention."""
+    """By size: indexes of random texts, with their mentions' numbers among all and the gold texts of each type that
+    enough of them mention."""
     random = np.random.default_rng(1)
     for size, draws in SIZES:
         for _ in range(draws):
@@ -87,8 +109,8 @@ def indexes(texts, mentions, documents, names):
                     if names.get(kind):
                         gold.setdefault(kind, set()).add(int(number[text]))
             gold = {kind: found for kind, found in gold.items() if len(found) >= FEWEST_TEXTS}
-            inside = number[texts] >= 0
-            yield len(chosen), number[texts[inside]], mentions[inside], gold
+            inside = np.flatnonzero(number[texts] >= 0)
+            yield len(chosen), number[texts[inside]], mentions[inside], inside, gold
 
 
 def main():
@@ -101,9 +123,9 @@ def main():
     documents = [json.loads(line) for path in arguments.corpora for line in gzip.open(path, "rt")]
     all_names = json.loads(arguments.types.read_text())
     names = {kind: name for key in arguments.query for kind, name in all_names[key].items() if name}
-    texts, mentions = read_vectors(arguments.vectors)
+    places, mentions = read_vectors(arguments.vectors)
     queries = embed(sorted(set(names.values())))
-    drawn = list(indexes(texts, mentions, documents, names))
+    drawn = list(indexes(places[:, 0], mentions, documents, names))
     sizes = sorted({size for size, *_ in drawn}, reverse=True)
     print("temperature, weight:", *(f"{size} texts" for size in sizes), sep="\t")
     options = [(0.04, 0, True)]
@@ -111,7 +133,7 @@ def main():
     options += [(temperature, weight, True) for temperature in (0.02, 0.04, 0.06) for weight in (1, 1.5, 2)]
     for temperature, weight, follows in options:
         scores = {size: [] for size in sizes}
-        for size, of_index, vectors, gold in drawn:
+        for size, of_index, vectors, _, gold in drawn:
             found = [
                 precision(vectors @ refine(queries[names[kind]], vectors, temperature, weight, follows),
                           of_index, size, relevant, len(relevant))
@@ -120,23 +142,40 @@ def main():
             scores[size].append(np.mean(found))
         label = "none" if weight == 0 else f"{temperature}, {weight}" + (" x cosine" if follows else "")
         print(label, *(f"{np.mean(scores[size]):.4f}" for size in sizes), sep="\t", flush=True)
-    print_smoothing(drawn, sizes, queries, names)
+    smoothing = [(bandwidth, 200) for bandwidth in (0.05, 0.07, 0.1, 0.12, 0.15, 0.2)] + [(0.1, 100), (0.1, 500)]
+
+    def by_like(setting, kind, scores, vectors, inside, wanted):
+        return smooth(scores, vectors, wanted, *setting)
+
+    print_both("bandwidth, fewest candidates", smoothing, by_like, drawn, queries, names)
+    words = [(reach, weight) for reach in (0, 25, 50, 100) for weight in (0.04, 0.08, 0.12)]
+    near = {
+        reach: [stems(documents[text]["text"][max(start - reach, 0) : end + reach]) for text, start, end in places]
+        for reach in (0, 25, 50, 100)
+    }
+    of_type = functools.cache(lambda kind, reach: shares(names[kind], near[reach]))
+
+    def by_words(setting, kind, scores, vectors, inside, wanted):
+        reach, weight = setting
+        return smooth(scores, vectors, wanted, *CHOSEN_SMOOTHING) + weight * of_type(kind, reach)[inside]
+
+    print_both("characters before and after, weight", words, by_words, drawn, queries, names)
 
 
-def print_smoothing(drawn, sizes, queries, names):
-    settings = [(bandwidth, 200) for bandwidth in (0.05, 0.07, 0.1, 0.12, 0.15, 0.2)]
-    settings += [(0.1, 100), (0.1, 500)]
+def print_both(title, settings, rescored, drawn, queries, names):
+    """R-Precision and the precision among the first ten by each setting, and by the refined type alone."""
+    sizes = sorted({size for size, *_ in drawn}, reverse=True)
     scores = {setting: {size: ([], []) for size in sizes} for setting in [None, *settings]}
-    for size, of_index, vectors, gold in drawn:
+    for size, of_index, vectors, inside, gold in drawn:
         for kind, relevant in gold.items():
             refined = refine(queries[names[kind]], vectors, *CHOSEN)
             by_type = vectors @ (refined / np.linalg.norm(refined))
             for setting, of_setting in scores.items():
                 for wanted, kept in zip((len(relevant), 10), of_setting[size]):
                     if wanted <= len(relevant):
-                        ranked_by = smooth(by_type, vectors, wanted, *setting) if setting else by_type
+                        ranked_by = rescored(setting, kind, by_type, vectors, inside, wanted) if setting else by_type
                         kept.append(precision(ranked_by, of_index, size, relevant, wanted))
-    print("bandwidth, fewest candidates:", *(f"{size} texts, first ten" for size in sizes), sep="\t")
+    print(f"{title}:", *(f"{size} texts, first ten" for size in sizes), sep="\t")
     for setting, of_setting in scores.items():
         label = ", ".join(map(str, setting)) if setting else "none"
         both = (f"{np.mean(whole):.4f}, {np.mean(ten):.4f}" for whole, ten in (of_setting[size] for size in sizes))

@@ -100,7 +100,8 @@ SQL
   reset
 }
 
-# Psql commands that fill bench.mention (doc int, embedding halfvec(384)) and bench.query (q halfvec(384), name text).
+# Psql commands that fill bench.mention (doc int, start_char int, end_char int, embedding halfvec(384)) and
+# bench.query (q halfvec(384), name text).
 # Mentions in 1,000 clusters, as those of types are, around the embeddings of as many made-up types.
 generated() {
   cat <<SQL
@@ -112,7 +113,7 @@ CREATE TEMP TABLE direction AS
 SELECT d, (SELECT array_agg(random() - 0.5) FROM generate_series(1, 384) WHERE d > 0) AS v
 FROM generate_series(1, 8) AS d;
 INSERT INTO bench.mention
-SELECT 1 + n / 2,
+SELECT 1 + n / 2, n % 2, 1 + n % 2,
        l2_normalize((c.v::real[]::vector * (array_fill($APART::real, ARRAY[384]))::vector + d.v::real[]::vector * (array_fill(random()::real, ARRAY[384]))::vector
                      + e.v::real[]::vector * (array_fill(random()::real, ARRAY[384]))::vector)::halfvec(384))
 FROM generate_series(0, $MENTIONS - 1) AS n
@@ -128,15 +129,13 @@ SQL
 # The same of real mentions and real types.
 real() {
   local file
-  echo 'CREATE TEMP TABLE loaded (doc int, embedding halfvec(384));'
+  echo 'CREATE TEMP TABLE loaded (LIKE bench.mention);'
   for file in $VECTORS; do
     echo "\\copy loaded FROM '$file'"
-    echo 'INSERT INTO bench.mention SELECT l.doc + b.docs, l.embedding FROM loaded AS l'
+    echo 'INSERT INTO bench.mention SELECT l.doc + b.docs, l.start_char, l.end_char, l.embedding FROM loaded AS l'
     echo '  CROSS JOIN (SELECT coalesce(max(doc), 0) AS docs FROM bench.mention) AS b;'
     echo 'TRUNCATE loaded;'
   done
-  echo 'CREATE TEMP TABLE noun (name text);'
-  echo "\\copy noun FROM '$(dirname "${BASH_SOURCE[0]}")/../heads/type_nouns.txt'"
   echo 'INSERT INTO bench.query SELECT ner_type_embedding(name)::halfvec(384), name'
   echo '  FROM (SELECT name FROM noun ORDER BY md5(name) LIMIT 200) AS n;'
 }
@@ -146,24 +145,29 @@ search() {
   [ -z "$VECTORS" ] || source=real
   sql <<SQL
 CREATE SCHEMA bench;
-CREATE TABLE bench.mention (doc int, embedding halfvec(384));
+CREATE TABLE bench.mention (doc int, start_char int, end_char int, embedding halfvec(384));
 CREATE TABLE bench.query (q halfvec(384), name text);
+CREATE TEMP TABLE noun (name text);
+\\copy noun FROM '$(dirname "${BASH_SOURCE[0]}")/../heads/type_nouns.txt'
 $($source)
 CREATE TABLE bench.doc (id int PRIMARY KEY, body text);
-INSERT INTO bench.doc SELECT DISTINCT doc, '' FROM bench.mention;
 SELECT count(ner_index('bench.doc', 'body', mode => 'manual'));
--- These mentions take the place of the backfill.
 SELECT count(ner_wait('bench.doc'));
+-- Texts of words, as long as the mentions need; in this mode nothing embeds them.
+INSERT INTO bench.doc
+WITH shuffled AS (SELECT n, (SELECT string_agg(name, ' ' ORDER BY md5(name || n)) FROM noun) AS words
+                  FROM generate_series(0, 99) AS n)
+SELECT m.doc, left(s.words, m.length + 20)
+FROM (SELECT doc, max(end_char) AS length FROM bench.mention GROUP BY doc) AS m JOIN shuffled AS s ON s.n = m.doc % 100;
 DROP INDEX bench.doc_body_mentions_embedding_idx;
 INSERT INTO bench.doc_body_mentions
-SELECT doc, 'x', n, n + 1, 1, embedding, 'measured'
-FROM (SELECT *, row_number() OVER () AS n FROM bench.mention) AS m;
+SELECT doc, 'x', start_char, end_char, 1, embedding, 'measured' FROM bench.mention;
 \timing on
 \echo HNSW index over the $source mentions (${INDEX_OPTIONS:-as ner_index makes it}):
 SET maintenance_work_mem = '2GB';
 CREATE INDEX doc_body_mentions_embedding_idx ON bench.doc_body_mentions USING hnsw (embedding halfvec_cosine_ops)${INDEX_OPTIONS:+ WITH ($INDEX_OPTIONS)};
 \timing off
-ANALYZE bench.doc_body_mentions;
+ANALYZE bench.doc, bench.doc_body_mentions;
 -- What ner_search runs, without the type's embedding.
 CREATE FUNCTION bench.nearest(q halfvec, k int) RETURNS SETOF int LANGUAGE plpgsql STABLE
 SET hnsw.ef_search = $EF_SEARCH SET hnsw.iterative_scan = 'relaxed_order' AS \$\$

@@ -9,7 +9,7 @@ usage: unlabelled.py --vectors FILE --types type_names.json [--draw N] LABELLED 
   --draw N      print a sample to read instead: N wrong texts of each type from the other corpora and, to see how the
                 reader agrees with the labels, up to N / 4 right and N / 4 wrong ones of LABELLED, in random order
                 (type, corpus, line, text)
-The database that PGHOST, PGPORT, PGUSER and PGDATABASE name embeds the types. Needs numpy.
+The database that PGHOST, PGPORT, PGUSER and PGDATABASE name embeds the types. Needs numpy and snowballstemmer.
 """
 
 import argparse
@@ -113,9 +113,9 @@ def main():
     arguments = parser.parse_args()
     corpora = Corpora(arguments.corpora)
     names = {kind: name for kind, name in json.loads(arguments.types.read_text())[corpora.names[0]].items() if name}
-    texts, mentions = read_vectors(arguments.vectors)
+    places, mentions = read_vectors(arguments.vectors)
     queries = embed(sorted(names.values()))
-    found = {name: Found(kind, queries[name], corpora, texts, mentions)
+    found = {name: Found(kind, queries[name], corpora, places[:, 0], mentions)
              for kind, name in sorted(names.items(), key=lambda item: item[1])}
     if arguments.draw:
         draw(found, corpora, arguments.draw)

@@ -166,7 +166,7 @@ fn define_limits() {
     );
     GucRegistry::define_bool_guc(
         c"ner_retriever.feedback",
-        c"Whether ner_search lets the nearest mentions refine what it searches for.",
+        c"Whether ner_search ranks by what it finds, not by the type alone.",
         c"",
         &FEEDBACK,
         GucContext::Userset,

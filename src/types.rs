@@ -4,6 +4,7 @@
     reason = "pgrx reports SQLSTATE and hint of an ErrorReport only, not of a box around one"
 )]
 
+use ner_retriever_feedback::TypeWords;
 use ner_retriever_protocol::{Priority, Request, Response, Span, TextRequest};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -163,15 +164,23 @@ fn ner_feedback(query: Array<'_, f32>, nearest: Array<'_, &[u8]>) -> Result<Vec<
     Ok(ner_retriever_feedback::refine(&query, &mentions))
 }
 
-/// `ner_retriever.smooth(real[], vector[])`
+/// `ner_retriever.rescore(text, real[], vector[], text[])`. In a database that is not in UTF-8 words
+/// match by their ASCII letters: a candidate is never worth an error.
 #[pg_extern]
-fn ner_smooth(
+fn ner_rescore(
+    type_name: &[u8],
     similarities: Array<'_, f32>,
     mentions: Array<'_, &[u8]>,
+    surroundings: Array<'_, &[u8]>,
 ) -> Result<Vec<f32>, ErrorReport> {
     let similarities: Vec<f32> = similarities.iter().flatten().collect();
     let mentions = elements_of_all(&mentions)?;
-    Ok(ner_retriever_feedback::smooth(&similarities, &mentions))
+    let mut scores = ner_retriever_feedback::smooth(&similarities, &mentions);
+    let words = TypeWords::new(&String::from_utf8_lossy(type_name));
+    for (score, text) in scores.iter_mut().zip(surroundings.iter()) {
+        *score += words.bonus(&String::from_utf8_lossy(text.unwrap_or_default()));
+    }
+    Ok(scores)
 }
 
 /// Of vectors, one after the other.

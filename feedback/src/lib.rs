@@ -1,10 +1,13 @@
-//! Relevance feedback: a type's embedding moves towards the mentions that are nearest to it, as
-//! `ner_search` and the engine's `eval` do it. Rocchio's method (1971) without anybody's judgement, the
-//! found mentions weighted by how near they are; with it ([`shown`]) as `ner_refine_type` does it.
+//! Ranking by what a search finds, as `ner_search` and the engine's `eval` do it. Here relevance feedback: a
+//! type's embedding moves towards the mentions that are nearest to it, Rocchio's method (1971) without
+//! anybody's judgement, the found mentions weighted by how near they are; with it ([`shown`]) as
+//! `ner_refine_type` does it.
 
 mod smoothing;
+mod words;
 
 pub use smoothing::{FEWEST, FOR_EACH, MOST, smooth};
+pub use words::{SURROUNDINGS, TypeWords, surroundings};
 
 /// Nearest mentions that are looked at. More hardly count: their weights vanish.
 pub const CANDIDATES: usize = 100;

@@ -26,25 +26,32 @@ pub fn smooth(similarities: &[f32], mentions: &[f32]) -> Vec<f32> {
         return similarities.to_vec();
     }
     let stride = similarities.len().div_ceil(ANCHORS);
-    let candidates = || similarities.iter().zip(mentions.chunks_exact(dims));
-    let anchors: Vec<_> = candidates().step_by(stride).collect();
-    let smoothed = candidates().enumerate().map(|(place, (&own, mention))| {
-        // An anchor is among the anchors; any other compares with itself as well.
-        let mut weights = if place.is_multiple_of(stride) {
-            0.0
-        } else {
-            1.0
-        };
-        let mut sum = weights * own;
-        for (similarity, anchor) in &anchors {
-            let weight = ((dot(mention, anchor) - 1.0) / BANDWIDTH).exp();
-            weights += weight;
-            sum += weight * *similarity;
+    let mention = |place: usize| &mentions[place * dims..][..dims];
+    // Each counts itself.
+    let mut sums = similarities.to_vec();
+    let mut weights = vec![1.0; similarities.len()];
+    for place in 0..similarities.len() {
+        let is_anchor = place.is_multiple_of(stride);
+        // Two anchors count each other at once.
+        let anchors = (0..if is_anchor { place } else { similarities.len() }).step_by(stride);
+        for anchor in anchors {
+            let weight = ((dot(mention(place), mention(anchor)) - 1.0) / BANDWIDTH).exp();
+            sums[place] += weight * similarities[anchor];
+            weights[place] += weight;
+            if is_anchor {
+                sums[anchor] += weight * similarities[place];
+                weights[anchor] += weight;
+            }
         }
-        let mean = sum / weights;
-        if mean.is_finite() { mean } else { own }
-    });
-    smoothed.collect()
+    }
+    let smoothed = sums.iter().zip(weights).zip(similarities);
+    smoothed
+        .map(|((sum, weight), own)| finite_or(sum / weight, *own))
+        .collect()
+}
+
+fn finite_or(mean: f32, own: f32) -> f32 {
+    if mean.is_finite() { mean } else { own }
 }
 
 /// In eight sums, which the compiler keeps in one or two registers.
@@ -114,6 +121,8 @@ mod tests {
         assert_eq!(smooth(&[], &[]), [0.0; 0]);
         assert_eq!(smooth(&[0.5, 0.25], &[]), [0.5, 0.25]);
         assert_eq!(smooth(&[0.5], &[0.0, 0.0]), [0.5]);
+        // More elements than belong to so many embeddings.
+        assert_eq!(smooth(&[0.5; 3], &[1.0; 8]).len(), 3);
         let unknown = smooth(&[f32::NAN, 0.25], &[0.0, 0.0, 1.0, 0.0]);
         assert!(unknown[0].is_nan() && unknown[1] == 0.25);
     }

@@ -10,7 +10,7 @@ COMMENT ON TYPE ner_retriever.hit IS 'The best mention of a row that ner_search 
 -- with the number of mentions that were looked at and the distance of the farthest (of the type whose
 -- farthest is nearest). Distances are those to the type after the mentions that are nearest to it
 -- (ner_retriever.feedback), whatever the condition; rows are ranked by them after smoothing over the
--- mentions that are looked at. Similarities are those to the type itself.
+-- mentions that are looked at, and by the type's words near those. Similarities are those to the type itself.
 CREATE FUNCTION ner_retriever.search_statement(
     "table" regclass, types text[], filter text, "column" name, exact boolean
 )
@@ -33,19 +33,22 @@ DECLARE
     same_key text;
     key text;
     same_row text;
+    own_row text;
+    surroundings text;
     nearest text;
     follows boolean;
-    smoothed text := 'SELECT n.*, n.distance AS ranked_by FROM n';
+    rescored text := 'SELECT n.*, n.distance AS ranked_by FROM n';
 BEGIN
     i := ner_retriever.find("table", "column");
     PERFORM ner_retriever.check_mentions(i.base, i.mentions, i.storage);
     SELECT string_agg(format('m.%I AS k%s', mention_column, "position"), ', ' ORDER BY "position"),
            string_agg(format('n.k%s', "position"), ', ' ORDER BY "position"),
            -- jsonb_build_object would use a cast to json, of whoever made the type.
-           string_agg(format(CASE WHEN builtin THEN '%L, m.%I' ELSE '%L, pg_catalog.format(''%%s'', m.%I)' END,
-               base_column, mention_column), ', ' ORDER BY "position"),
-           string_agg(format('b.%I %s m.%I', base_column, equality, mention_column), ' AND ')
-    INTO names, same_key, key, same_row
+           string_agg(format(CASE WHEN builtin THEN '%L, b.k%s' ELSE '%L, pg_catalog.format(''%%s'', b.k%s)' END,
+               base_column, "position"), ', ' ORDER BY "position"),
+           string_agg(format('b.%I %s m.%I', base_column, equality, mention_column), ' AND '),
+           string_agg(format('b.%I %s n.k%s', base_column, equality, "position"), ' AND ')
+    INTO names, same_key, key, same_row, own_row
     FROM ner_retriever.key_columns(i.base, i.mentions);
     SELECT format('%I.%I', n.nspname, c.relname) INTO target
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = i.mentions;
@@ -86,10 +89,10 @@ BEGIN
                 translate(coalesce(refined, t.embedding)::text, '{}', '[]'), cast_to);
         END IF;
         nearest := concat_ws(E'\nUNION ALL\n', nearest, format(
-            '(SELECT %s, pg_catalog.jsonb_build_object(%s) AS key, m.mention, m.start_char, m.end_char,'
+            '(SELECT %s, m.mention, m.start_char, m.end_char,'
             ' m.embedding::%s AS embedding, %s AS distance, %s AS similarity, %L::text AS type'
             ' FROM %s ORDER BY %s LIMIT $2)',
-            names, key, ner_retriever.vector_type('vector'), distance, similarity, t.name, source,
+            names, ner_retriever.vector_type('vector'), distance, similarity, t.name, source,
             -- An index knows its operator, not a sum.
             CASE WHEN exact THEN format('(%s) OPERATOR(pg_catalog.+) 0', distance) ELSE distance END));
     END LOOP;
@@ -98,26 +101,33 @@ BEGIN
             HINT = 'Pass the name of a type, such as ''dinosaur''.';
     END IF;
     IF follows THEN
+        -- As many characters as ner_retriever_feedback::SURROUNDINGS; the row is found by its key.
+        SELECT format('(SELECT pg_catalog.substr(b.%I::text, n.start_char OPERATOR(pg_catalog.-) 49,'
+                      ' n.end_char OPERATOR(pg_catalog.-) n.start_char OPERATOR(pg_catalog.+) 100)'
+                      ' FROM %I.%I AS b WHERE %s LIMIT 1)', i."column", n.nspname, c.relname, own_row)
+        INTO surroundings
+        FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = i.base;
         -- As many as ner_retriever_feedback::MOST; the others follow.
-        smoothed :=
-            'SELECT n.*, coalesce(1 OPERATOR(pg_catalog.-) s.similarities[n.place::integer],'
+        rescored := format(
+            'SELECT n.*, coalesce(1 OPERATOR(pg_catalog.-) s.scores[n.place::integer],'
             ' n.distance OPERATOR(pg_catalog.+) 2) AS ranked_by'
-            ' FROM n JOIN (SELECT n.type, ner_retriever.smooth('
-            'pg_catalog.array_agg((1 OPERATOR(pg_catalog.-) n.distance)::real ORDER BY n.place),'
-            ' pg_catalog.array_agg(n.embedding ORDER BY n.place)) AS similarities'
+            ' FROM n JOIN (SELECT n.type, ner_retriever.rescore(n.type,'
+            ' pg_catalog.array_agg((1 OPERATOR(pg_catalog.-) n.distance)::real ORDER BY n.place),'
+            ' pg_catalog.array_agg(n.embedding ORDER BY n.place), pg_catalog.array_agg(%s ORDER BY n.place)) AS scores'
             ' FROM n WHERE n.place OPERATOR(pg_catalog.<=) 10000 GROUP BY n.type) AS s'
-            ' ON s.type OPERATOR(pg_catalog.=) n.type';
+            ' ON s.type OPERATOR(pg_catalog.=) n.type', surroundings);
     END IF;
     RETURN format(
         'WITH nearest AS MATERIALIZED (%1$s), n AS MATERIALIZED (SELECT nearest.*,'
         ' pg_catalog.row_number() OVER (PARTITION BY nearest.type ORDER BY nearest.distance) AS place FROM nearest),'
         ' best AS (SELECT DISTINCT ON (%2$s) n.* FROM (%3$s) AS n'
         ' WHERE n.similarity OPERATOR(pg_catalog.>=) $3 ORDER BY %2$s, n.ranked_by)'
-        ' SELECT ROW(b.key, b.mention, b.start_char, b.end_char, b.similarity, b.type)::ner_retriever.hit AS hit,'
+        ' SELECT ROW(pg_catalog.jsonb_build_object(%4$s), b.mention, b.start_char, b.end_char, b.similarity, b.type)'
+        '::ner_retriever.hit AS hit,'
         ' (SELECT pg_catalog.count(*) FROM n) AS mentions,'
         ' (SELECT pg_catalog.min(f.distance) FROM (SELECT pg_catalog.max(n.distance) AS distance FROM n'
         ' GROUP BY n.type) AS f) AS farthest'
-        ' FROM best AS b ORDER BY b.ranked_by LIMIT $1', nearest, same_key, smoothed);
+        ' FROM best AS b ORDER BY b.ranked_by LIMIT $1', nearest, same_key, rescored, key);
 END
 $$;
 COMMENT ON FUNCTION ner_retriever.search_statement(regclass, text[], text, name, boolean) IS

@@ -8,19 +8,28 @@ use std::{
 
 use candle_core::Tensor;
 
-use crate::error::{EngineError, ErrorKind, Result, compute};
+use super::index::Index;
+use crate::{
+    corpus::Document,
+    error::{EngineError, ErrorKind, Result, compute},
+};
 
 /// Digits of a value: a `halfvec` has three.
 const DECIMALS: usize = 5;
 
-/// Writes a line for each mention: its text's number, from 1, a tab and its embedding, a row of
-/// `[mentions, dims]`, as pgvector writes it.
+/// Writes a line for each mention, with tabs between: its text's number, from 1, its first character and the
+/// one after its last, from 0, and its embedding, a row of `[mentions, dims]`, as pgvector writes it.
 ///
 /// # Errors
 /// `InvalidSetting` if the file cannot be written, `OutOfMemory`.
-pub fn write(path: &Path, texts: &[usize], embeddings: &Tensor) -> Result<()> {
+pub fn write(
+    path: &Path,
+    index: &Index,
+    documents: &[Document],
+    embeddings: &Tensor,
+) -> Result<()> {
     let rows = embeddings.to_vec2::<f32>().map_err(compute)?;
-    write_rows(path, texts, &rows).map_err(|error| {
+    write_rows(path, index, documents, &rows).map_err(|error| {
         EngineError::new(
             ErrorKind::InvalidSetting,
             format!("cannot write {}: {error}", path.display()),
@@ -28,10 +37,17 @@ pub fn write(path: &Path, texts: &[usize], embeddings: &Tensor) -> Result<()> {
     })
 }
 
-fn write_rows(path: &Path, texts: &[usize], rows: &[Vec<f32>]) -> io::Result<()> {
+fn write_rows(
+    path: &Path,
+    index: &Index,
+    documents: &[Document],
+    rows: &[Vec<f32>],
+) -> io::Result<()> {
     let mut file = BufWriter::new(File::create(path)?);
-    for (text, row) in texts.iter().zip(rows) {
-        write!(file, "{}\t", text + 1)?;
+    for ((&number, bytes), row) in index.texts.iter().zip(&index.bytes).zip(rows) {
+        let text = &documents[number].text;
+        let [start, end] = [bytes.start, bytes.end].map(|byte| text[..byte].chars().count());
+        write!(file, "{}\t{start}\t{end}\t", number + 1)?;
         for (index, value) in row.iter().enumerate() {
             let separator = if index == 0 { '[' } else { ',' };
             write!(file, "{separator}{value:.DECIMALS$}")?;

@@ -6,28 +6,37 @@ use candle_core::Tensor;
 use ner_retriever_feedback as feedback;
 
 use super::{
+    index::Index,
     queries::Queries,
     ranking::{TypeScore, best_per_text},
 };
-use crate::error::{Result, compute};
+use crate::{
+    corpus::Document,
+    error::{Result, compute},
+};
 
-/// R-Precision of each type after its nearest mentions, among as many texts as mention it: `texts[mention]`
-/// is a mention's text, `mentions` is `[mentions, dims]`, `types` `[types, dims]`.
+/// R-Precision of each type after its nearest mentions, among as many texts as mention it: `mentions` are the
+/// index's embeddings, `[mentions, dims]`, `types` `[types, dims]`.
 ///
 /// # Errors
 /// `Internal` if the shapes do not fit.
 pub fn score(
     queries: &Queries,
-    texts: &[usize],
-    mentions: &Tensor,
-    types: &Tensor,
+    index: &Index,
+    documents: &[Document],
+    (mentions, types): (&Tensor, &Tensor),
 ) -> Result<BTreeMap<String, TypeScore>> {
     let refined = refine(mentions, types).map_err(compute)?;
     let similarities = similarities(&refined, mentions).map_err(compute)?;
-    let asked = similarities.iter().zip(&queries.gold);
-    let found = asked.map(|(similarities, gold)| {
+    let asked = similarities.iter().zip(&queries.gold).zip(&queries.names);
+    let found = asked.map(|((similarities, gold), name)| {
         let relevant = gold.iter().filter(|gold| **gold).count();
-        search(texts, mentions, similarities, relevant).map_err(compute)
+        let words = feedback::TypeWords::new(name);
+        let bonus = |mention: usize| {
+            let text = &documents[index.texts[mention]].text;
+            words.bonus(feedback::surroundings(text, &index.bytes[mention]))
+        };
+        search(&index.texts, mentions, similarities, bonus, relevant).map_err(compute)
     });
     let mut found = found.collect::<Result<Vec<_>>>()?.into_iter();
     Ok(queries.score_ranks(|_| found.next().unwrap_or_default()))
@@ -56,6 +65,7 @@ fn search(
     texts: &[usize],
     mentions: &Tensor,
     similarities: &[f32],
+    bonus: impl Fn(usize) -> f32,
     wanted: usize,
 ) -> candle_core::Result<Vec<(usize, f32)>> {
     let all = from_near_to_far(similarities);
@@ -69,6 +79,9 @@ fn search(
         let near = candidates.len().min(feedback::MOST);
         let mut scores =
             feedback::smooth(&own[..near], &embeddings(mentions, &candidates[..near])?);
+        for (score, &candidate) in scores.iter_mut().zip(candidates) {
+            *score += bonus(candidate as usize);
+        }
         // Behind those, whose scores are at least -1.
         scores.extend(own[near..].iter().map(|similarity| similarity - 2.0));
         let of_text: Vec<usize> = candidates.iter().map(|&c| texts[c as usize]).collect();
@@ -106,7 +119,7 @@ mod tests {
         let similarities: Vec<f32> = [vec![0.9; near], vec![0.1]].concat();
         let mentions = [[1.0f32, 0.0].repeat(near), vec![0.0, 1.0]].concat();
         let mentions = Tensor::from_vec(mentions, (near + 1, 2), &Device::Cpu).unwrap();
-        let found = |wanted| search(&texts, &mentions, &similarities, wanted).unwrap();
+        let found = |wanted| search(&texts, &mentions, &similarities, |_| 0.0, wanted).unwrap();
         let only_one = found(1);
         assert_eq!(only_one.len(), 1);
         assert!((only_one[0].1 - 0.9).abs() < 1e-3);

@@ -73,11 +73,11 @@ pub fn evaluate(
     let values = type_values(embedder, &queries.names)?;
     let mentions = embeddings(embedder, &index.values, Side::Mention)?;
     if let Some(path) = protocol.export {
-        export::write(path, &index.texts, &mentions)?;
+        export::write(path, &index, documents, &mentions)?;
     }
     let types = embeddings(embedder, &values, Side::Type)?;
     let by_head = queries.score(&index.texts, &mentions, &types)?;
-    let by_feedback = feedback::score(&queries, &index.texts, &mentions, &types)?;
+    let by_feedback = feedback::score(&queries, &index, documents, (&mentions, &types))?;
     let with_examples = (protocol.examples > 0)
         .then(|| {
             let embeddings = (&mentions, &types);

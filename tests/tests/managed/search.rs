@@ -146,9 +146,9 @@ fn large_tables_are_searched_through_the_index_until_there_are_enough_rows() {
                   n as (select id, embedding, embedding <=> q as distance,
                                row_number() over (order by (embedding <=> q) + 0) as place
                         from large_body_mentions, refined order by 4 limit 200),
-                  s as (select ner_retriever.smooth(
+                  s as (select ner_retriever.rescore('dinosaur',
                             array_agg((1 - distance)::real order by place),
-                            array_agg(embedding::vector order by place)) as similarities from n)
+                            array_agg(embedding::vector order by place), '{{}}') as scores from n)
              select id::text from n, s group by id order by min({ranked_by}) limit 50"
         )
     };
@@ -156,7 +156,7 @@ fn large_tables_are_searched_through_the_index_until_there_are_enough_rows() {
         let expected = rows(&mut client, &nearest(ranked_by));
         followed.iter().filter(|id| expected.contains(id)).count()
     };
-    let (by_like, as_they_are) = (agreed("1 - similarities[place]"), agreed("distance"));
+    let (by_like, as_they_are) = (agreed("1 - scores[place]"), agreed("distance"));
     assert!(
         by_like >= 48 && as_they_are < by_like,
         "{by_like} {as_they_are}"
@@ -204,18 +204,23 @@ fn a_search_follows_what_is_nearest() {
              (1, 'A Stegosaurus skeleton stands in the hall.'),
              (2, 'Visitors from Vienna come on Sundays.'),
              (3, 'Iguanodon was found by Gideon Mantell.'),
-             (4, 'Trams stop at the Danube.')",
+             (4, 'Trams stop at the Danube.'),
+             (5, 'A Diplodocus, the dinosaur of 1898, was a gift of Andrew Carnegie.'),
+             (6, 'Über ''🦕 dinosaur 🦕'' schrieb im Jahr, in dem es keine weiteren Funde gab, Friedrich von Huene.')",
     );
     settle(&mut client, "museum");
     let exact = |query: &str, ranked_by: &str| {
         format!(
             "with n as (select id, mention, embedding, embedding <=> {query} as distance,
+                               right(left(body, start_char), 50) || mention || left(substr(body, end_char + 1), 50)
+                                   as near,
                                row_number() over (order by embedding <=> {query}) as place
-                        from museum_body_mentions),
-                  smoothed as (select ner_retriever.smooth(
-                                   array_agg((1 - distance)::real order by place),
-                                   array_agg(embedding::vector order by place)) as similarities from n),
-                  ranked as (select id, mention, embedding, {ranked_by} as ranked_by from n, smoothed),
+                        from museum_body_mentions join museum using (id)),
+                  s as (select ner_retriever.rescore('dinosaur',
+                            array_agg((1 - distance)::real order by place),
+                            array_agg(embedding::vector order by place), array_agg(near order by place)) as scores
+                        from n),
+                  ranked as (select id, mention, embedding, {ranked_by} as ranked_by from n, s),
                   best as (select distinct on (id) * from ranked order by id, ranked_by)
              select id::text, mention,
                     round((1 - (embedding <=> ner_type_embedding('dinosaur')::halfvec))::real::numeric, 4)
@@ -225,15 +230,49 @@ fn a_search_follows_what_is_nearest() {
     let name = "ner_type_embedding('dinosaur')::halfvec";
     let refined = "(select ner_retriever.feedback(ner_type_embedding('dinosaur')::real[],
                       array_agg(m.embedding::vector)) from museum_body_mentions as m)::vector::halfvec";
-    let smoothed = "1 - similarities[place]";
+    let rescored = "1 - scores[place]";
     let followed = rows(&mut client, search);
-    assert_eq!(followed, rows(&mut client, &exact(refined, smoothed)));
+    assert_eq!(followed, rows(&mut client, &exact(refined, rescored)));
     run(&mut client, "set ner_retriever.feedback = off");
     let by_name = rows(&mut client, search);
     assert_eq!(by_name, rows(&mut client, &exact(name, "distance")));
     run(
         &mut client,
         "reset ner_retriever.feedback; drop table museum",
+    );
+}
+
+#[test]
+fn scores_of_what_cannot_be_compared() {
+    let server = SERVER.turn();
+    let mut client = server.connect();
+    let mut rescored = |arguments: &str| {
+        let sql = format!("select array_to_string(ner_retriever.rescore({arguments}), ' ')");
+        value::<String>(&mut client, &sql)
+    };
+    // Neither mentions nor surroundings; a mention alone, without and with the word.
+    assert_eq!(rescored("'hotel', '{0.5,0.25}', '{}', '{}'"), "0.5 0.25");
+    assert_eq!(rescored("'hotel', '{}', '{}', '{}'"), "");
+    assert_eq!(
+        rescored("'hotel', '{0.5}', array['[1,0]']::vector[], array[null]"),
+        "0.5"
+    );
+    assert_eq!(
+        rescored("'hotel', '{0.5}', array['[1,0]']::vector[], '{the Hotels}'"),
+        "0.58"
+    );
+    assert_eq!(
+        rescored("'🦕', '{0.5}', array['[1,0]']::vector[], '{🦕}'"),
+        "0.5"
+    );
+    // More of one than of another; a vector of length 0.
+    assert_eq!(
+        rescored("'hotel', '{0.5}', array['[0,0]']::vector[], '{a,hotel}'"),
+        "0.5"
+    );
+    assert_eq!(
+        rescored("'hotel', '{0.5,0.5}', array['[1,0,0]']::vector[], '{a}'"),
+        "0.5 0.5"
     );
 }
 
