@@ -18,8 +18,8 @@ const FUNCTION_WORDS: &[&str] = &[
     "that", "the", "to", "which", "who", "with",
 ];
 
-/// The words of a type's name, as stems of English: other languages' words match as they are or by chance
-/// without their endings, in name and text alike.
+/// The words of a type's name, without the endings of English. Words of other languages lose what looks like
+/// one, in name and text alike.
 pub struct TypeWords {
     stemmer: Stemmer,
     stems: Vec<String>,
