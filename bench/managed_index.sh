@@ -17,6 +17,8 @@ TEXTS=${TEXTS:-1000}
 INSERTS=${INSERTS:-2000}
 # How far apart the clusters of generated mentions are, against their own extent.
 APART=${APART:-1}
+# Characters of a row's text before all of its mentions, at most 15000.
+BEFORE=${BEFORE:-0}
 # Candidates of a scan, hnsw.ef_search; ner_search's own.
 EF_SEARCH=${EF_SEARCH:-200}
 # Parameters of the index over them, such as 'm = 32, ef_construction = 200'; empty: pgvector's.
@@ -157,11 +159,11 @@ SELECT count(ner_wait('bench.doc'));
 INSERT INTO bench.doc
 WITH shuffled AS (SELECT n, (SELECT string_agg(name, ' ' ORDER BY md5(name || n)) FROM noun) AS words
                   FROM generate_series(0, 99) AS n)
-SELECT m.doc, left(s.words, m.length + 20)
+SELECT m.doc, left(s.words, $BEFORE + m.length + 20)
 FROM (SELECT doc, max(end_char) AS length FROM bench.mention GROUP BY doc) AS m JOIN shuffled AS s ON s.n = m.doc % 100;
 DROP INDEX bench.doc_body_mentions_embedding_idx;
 INSERT INTO bench.doc_body_mentions
-SELECT doc, 'x', start_char, end_char, 1, embedding, 'measured' FROM bench.mention;
+SELECT doc, 'x', $BEFORE + start_char, $BEFORE + end_char, 1, embedding, 'measured' FROM bench.mention;
 \timing on
 \echo HNSW index over the $source mentions (${INDEX_OPTIONS:-as ner_index makes it}):
 SET maintenance_work_mem = '2GB';

@@ -36,6 +36,22 @@ pub fn to_utf8(bytes: &[u8]) -> Result<Cow<'_, str>, Error> {
     converted.map(Cow::Owned)
 }
 
+/// A text value's bytes before and from a character, or the end if it has fewer.
+pub fn split_at_char(text: &[u8], char: usize) -> (&[u8], &[u8]) {
+    if is_utf8_database() {
+        // PostgreSQL's own count of them looks at each alone, which long texts are too long for.
+        let mut chars = std::str::from_utf8(text).unwrap_or_default().chars();
+        if char > 0 {
+            chars.nth(char - 1);
+        }
+        return text.split_at(text.len() - chars.as_str().len());
+    }
+    let [len, limit] = [text.len(), char].map(|count| c_int::try_from(count).unwrap_or(c_int::MAX));
+    // SAFETY: pointer and length are those of a slice, of which it reads no more.
+    let before = unsafe { pg_sys::pg_mbcharcliplen(text.as_ptr().cast(), len, limit) };
+    text.split_at(usize::try_from(before).unwrap_or(0).min(text.len()))
+}
+
 fn utf8(bytes: &[u8]) -> Result<&str, Error> {
     std::str::from_utf8(bytes).map_err(|_| Error::InvalidText)
 }

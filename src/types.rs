@@ -4,7 +4,7 @@
     reason = "pgrx reports SQLSTATE and hint of an ErrorReport only, not of a box around one"
 )]
 
-use ner_retriever_feedback::TypeWords;
+use ner_retriever_feedback::{SURROUNDINGS, TypeWords};
 use ner_retriever_protocol::{Priority, Request, Response, Span, TextRequest};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -12,7 +12,7 @@ use pgrx::prelude::*;
 use crate::client;
 use crate::errors::Error;
 use crate::functions::{check_size, mentions};
-use crate::text::to_utf8;
+use crate::text::{split_at_char, to_utf8};
 use crate::type_cache::{self, TypeQuery};
 use crate::vector::{self, Vector};
 
@@ -164,23 +164,26 @@ fn ner_feedback(query: Array<'_, f32>, nearest: Array<'_, &[u8]>) -> Result<Vec<
     Ok(ner_retriever_feedback::refine(&query, &mentions))
 }
 
-/// `ner_retriever.rescore(text, real[], vector[], text[])`. In a database that is not in UTF-8 words
-/// match by their ASCII letters: a candidate is never worth an error.
+/// `ner_retriever.smooth(real[], vector[])`
 #[pg_extern]
-fn ner_rescore(
-    type_name: &[u8],
+fn ner_smooth(
     similarities: Array<'_, f32>,
     mentions: Array<'_, &[u8]>,
-    surroundings: Array<'_, &[u8]>,
 ) -> Result<Vec<f32>, ErrorReport> {
     let similarities: Vec<f32> = similarities.iter().flatten().collect();
     let mentions = elements_of_all(&mentions)?;
-    let mut scores = ner_retriever_feedback::smooth(&similarities, &mentions);
-    let words = TypeWords::new(&String::from_utf8_lossy(type_name));
-    for (score, text) in scores.iter_mut().zip(surroundings.iter()) {
-        *score += words.bonus(&String::from_utf8_lossy(text.unwrap_or_default()));
-    }
-    Ok(scores)
+    Ok(ner_retriever_feedback::smooth(&similarities, &mentions))
+}
+
+/// `ner_retriever.words_near(text, text, integer, integer)`. A candidate is never worth an error: in a
+/// database that is not in UTF-8 words match by their ASCII letters.
+#[pg_extern]
+fn ner_words_near(type_name: &[u8], text: &[u8], start_char: i32, end_char: i32) -> f32 {
+    let [start, end] = [start_char, end_char].map(|char| usize::try_from(char).unwrap_or(0));
+    let first = start.saturating_sub(SURROUNDINGS);
+    let (_, rest) = split_at_char(text, first);
+    let (near, _) = split_at_char(rest, (end + SURROUNDINGS).saturating_sub(first));
+    TypeWords::new(&String::from_utf8_lossy(type_name)).bonus(&String::from_utf8_lossy(near))
 }
 
 /// Of vectors, one after the other.

@@ -16,14 +16,19 @@ AS 'MODULE_PATHNAME', 'ner_feedback_wrapper';
 COMMENT ON FUNCTION ner_retriever.feedback(real[], @extschema:vector@.vector[]) IS
 'A type''s embedding after the mentions that are nearest to it, all of length 1';
 
-CREATE FUNCTION ner_retriever.rescore(
-    type_name text, similarities real[], mentions @extschema:vector@.vector[], surroundings text[]
-)
+CREATE FUNCTION ner_retriever.smooth(similarities real[], mentions @extschema:vector@.vector[])
 RETURNS real[]
 LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
-AS 'MODULE_PATHNAME', 'ner_rescore_wrapper';
-COMMENT ON FUNCTION ner_retriever.rescore(text, real[], @extschema:vector@.vector[], text[]) IS
-'Similarities of mentions, from near to far and of length 1, each after those of its like and the words of the type near it';
+AS 'MODULE_PATHNAME', 'ner_smooth_wrapper';
+COMMENT ON FUNCTION ner_retriever.smooth(real[], @extschema:vector@.vector[]) IS
+'Similarities of mentions, from near to far and of length 1, each after those of its like';
+
+CREATE FUNCTION ner_retriever.words_near(type_name text, body text, start_char integer, end_char integer)
+RETURNS real
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'ner_words_near_wrapper';
+COMMENT ON FUNCTION ner_retriever.words_near(text, text, integer, integer) IS
+'What the words of a type that a text has near a mention add to the mention''s similarity';
 
 CREATE FUNCTION ner_retriever.on_change()
 RETURNS trigger

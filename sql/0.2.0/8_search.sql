@@ -34,7 +34,7 @@ DECLARE
     key text;
     same_row text;
     own_row text;
-    surroundings text;
+    words_near text;
     nearest text;
     follows boolean;
     rescored text := 'SELECT n.*, n.distance AS ranked_by FROM n';
@@ -101,21 +101,21 @@ BEGIN
             HINT = 'Pass the name of a type, such as ''dinosaur''.';
     END IF;
     IF follows THEN
-        -- As many characters as ner_retriever_feedback::SURROUNDINGS; the row is found by its key.
-        SELECT format('(SELECT pg_catalog.substr(b.%I::text, n.start_char OPERATOR(pg_catalog.-) 49,'
-                      ' n.end_char OPERATOR(pg_catalog.-) n.start_char OPERATOR(pg_catalog.+) 100)'
+        -- The row is found by its key.
+        SELECT format('(SELECT ner_retriever.words_near(n.type, b.%I::text, n.start_char, n.end_char)'
                       ' FROM %I.%I AS b WHERE %s LIMIT 1)', i."column", n.nspname, c.relname, own_row)
-        INTO surroundings
+        INTO words_near
         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = i.base;
         -- As many as ner_retriever_feedback::MOST; the others follow.
         rescored := format(
-            'SELECT n.*, coalesce(1 OPERATOR(pg_catalog.-) s.scores[n.place::integer],'
-            ' n.distance OPERATOR(pg_catalog.+) 2) AS ranked_by'
-            ' FROM n JOIN (SELECT n.type, ner_retriever.rescore(n.type,'
-            ' pg_catalog.array_agg((1 OPERATOR(pg_catalog.-) n.distance)::real ORDER BY n.place),'
-            ' pg_catalog.array_agg(n.embedding ORDER BY n.place), pg_catalog.array_agg(%s ORDER BY n.place)) AS scores'
+            'SELECT n.*, CASE WHEN n.place OPERATOR(pg_catalog.<=) 10000'
+            ' THEN 1 OPERATOR(pg_catalog.-) s.smoothed[n.place::integer] OPERATOR(pg_catalog.-) coalesce(%s, 0)'
+            ' ELSE n.distance OPERATOR(pg_catalog.+) 2 END AS ranked_by'
+            ' FROM n JOIN (SELECT n.type, ner_retriever.smooth('
+            'pg_catalog.array_agg((1 OPERATOR(pg_catalog.-) n.distance)::real ORDER BY n.place),'
+            ' pg_catalog.array_agg(n.embedding ORDER BY n.place)) AS smoothed'
             ' FROM n WHERE n.place OPERATOR(pg_catalog.<=) 10000 GROUP BY n.type) AS s'
-            ' ON s.type OPERATOR(pg_catalog.=) n.type', surroundings);
+            ' ON s.type OPERATOR(pg_catalog.=) n.type', words_near);
     END IF;
     RETURN format(
         'WITH nearest AS MATERIALIZED (%1$s), n AS MATERIALIZED (SELECT nearest.*,'

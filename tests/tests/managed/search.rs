@@ -146,9 +146,9 @@ fn large_tables_are_searched_through_the_index_until_there_are_enough_rows() {
                   n as (select id, embedding, embedding <=> q as distance,
                                row_number() over (order by (embedding <=> q) + 0) as place
                         from large_body_mentions, refined order by 4 limit 200),
-                  s as (select ner_retriever.rescore('dinosaur',
+                  s as (select ner_retriever.smooth(
                             array_agg((1 - distance)::real order by place),
-                            array_agg(embedding::vector order by place), '{{}}') as scores from n)
+                            array_agg(embedding::vector order by place)) as smoothed from n)
              select id::text from n, s group by id order by min({ranked_by}) limit 50"
         )
     };
@@ -156,7 +156,7 @@ fn large_tables_are_searched_through_the_index_until_there_are_enough_rows() {
         let expected = rows(&mut client, &nearest(ranked_by));
         followed.iter().filter(|id| expected.contains(id)).count()
     };
-    let (by_like, as_they_are) = (agreed("1 - scores[place]"), agreed("distance"));
+    let (by_like, as_they_are) = (agreed("1 - smoothed[place]"), agreed("distance"));
     assert!(
         by_like >= 48 && as_they_are < by_like,
         "{by_like} {as_they_are}"
@@ -213,13 +213,12 @@ fn a_search_follows_what_is_nearest() {
         format!(
             "with n as (select id, mention, embedding, embedding <=> {query} as distance,
                                right(left(body, start_char), 50) || mention || left(substr(body, end_char + 1), 50)
-                                   as near,
+                                   ~* 'dinosaur' as named,
                                row_number() over (order by embedding <=> {query}) as place
                         from museum_body_mentions join museum using (id)),
-                  s as (select ner_retriever.rescore('dinosaur',
+                  s as (select ner_retriever.smooth(
                             array_agg((1 - distance)::real order by place),
-                            array_agg(embedding::vector order by place), array_agg(near order by place)) as scores
-                        from n),
+                            array_agg(embedding::vector order by place)) as smoothed from n),
                   ranked as (select id, mention, embedding, {ranked_by} as ranked_by from n, s),
                   best as (select distinct on (id) * from ranked order by id, ranked_by)
              select id::text, mention,
@@ -230,7 +229,7 @@ fn a_search_follows_what_is_nearest() {
     let name = "ner_type_embedding('dinosaur')::halfvec";
     let refined = "(select ner_retriever.feedback(ner_type_embedding('dinosaur')::real[],
                       array_agg(m.embedding::vector)) from museum_body_mentions as m)::vector::halfvec";
-    let rescored = "1 - scores[place]";
+    let rescored = "1 - smoothed[place] - case when named then 0.08 else 0 end";
     let followed = rows(&mut client, search);
     assert_eq!(followed, rows(&mut client, &exact(refined, rescored)));
     run(&mut client, "set ner_retriever.feedback = off");
@@ -243,35 +242,55 @@ fn a_search_follows_what_is_nearest() {
 }
 
 #[test]
-fn scores_of_what_cannot_be_compared() {
+fn a_type_s_words_count_near_a_mention() {
     let server = SERVER.turn();
     let mut client = server.connect();
-    let mut rescored = |arguments: &str| {
-        let sql = format!("select array_to_string(ner_retriever.rescore({arguments}), ' ')");
+    let mut near = |arguments: &str| {
+        let sql = format!("select ner_retriever.words_near({arguments})::text");
         value::<String>(&mut client, &sql)
     };
-    // Neither mentions nor surroundings; a mention alone, without and with the word.
-    assert_eq!(rescored("'hotel', '{0.5,0.25}', '{}', '{}'"), "0.5 0.25");
-    assert_eq!(rescored("'hotel', '{}', '{}', '{}'"), "");
+    assert_eq!(near("'hotel', 'at the Hotel Adlon', 13, 18"), "0.08");
     assert_eq!(
-        rescored("'hotel', '{0.5}', array['[1,0]']::vector[], array[null]"),
-        "0.5"
+        near("'a grand hotel', 'at the Hotel Adlon', 13, 18"),
+        "0.04"
     );
+    // Up to 50 characters before and after the mention "x", however many bytes they have.
+    let before = |n: u32| {
+        format!(
+            "'hotel', 'hotel' || repeat('🦕', {n}) || 'x', {}, {}",
+            5 + n,
+            6 + n
+        )
+    };
+    let after = |n: u32| format!("'hotel', '🦕x' || repeat('é', {n}) || ' hotel', 1, 2");
+    assert_eq!([45, 46].map(|n| near(&before(n))), ["0.08", "0"]);
+    assert_eq!([44, 45].map(|n| near(&after(n))), ["0.08", "0"]);
+    // What is no place of a text, and names without a word.
+    for arguments in [
+        "'hotel', '', 0, 5",
+        "'hotel', 'hotel', 2147483647, 2147483647",
+        "'hotel', repeat('. ', 60) || 'hotel', -5, -2147483648",
+        "'hotel', repeat('. ', 60) || 'hotel', 9, 3",
+        "'🦕', '🦕', 0, 1",
+        "'', 'hotel', 0, 5",
+    ] {
+        assert_eq!(near(arguments), "0", "{arguments}");
+    }
+}
+
+#[test]
+fn what_cannot_be_smoothed_stays() {
+    let server = SERVER.turn();
+    let mut client = server.connect();
+    let mut smoothed = |arguments: &str| {
+        let sql = format!("select array_to_string(ner_retriever.smooth({arguments}), ' ')");
+        value::<String>(&mut client, &sql)
+    };
+    assert_eq!(smoothed("'{}', '{}'"), "");
+    assert_eq!(smoothed("'{0.5,0.25}', '{}'"), "0.5 0.25");
+    assert_eq!(smoothed("'{0.5}', array['[0,0]']::vector[]"), "0.5");
     assert_eq!(
-        rescored("'hotel', '{0.5}', array['[1,0]']::vector[], '{the Hotels}'"),
-        "0.58"
-    );
-    assert_eq!(
-        rescored("'🦕', '{0.5}', array['[1,0]']::vector[], '{🦕}'"),
-        "0.5"
-    );
-    // More of one than of another; a vector of length 0.
-    assert_eq!(
-        rescored("'hotel', '{0.5}', array['[0,0]']::vector[], '{a,hotel}'"),
-        "0.5"
-    );
-    assert_eq!(
-        rescored("'hotel', '{0.5,0.5}', array['[1,0,0]']::vector[], '{a}'"),
+        smoothed("'{0.5,0.5}', array['[1,0,0]']::vector[]"),
         "0.5 0.5"
     );
 }
