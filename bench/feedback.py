@@ -148,11 +148,11 @@ def main():
         return smooth(scores, vectors, wanted, *setting)
 
     print_both("bandwidth, fewest candidates", smoothing, by_like, drawn, queries, names)
-    words = [(reach, weight) for reach in (0, 25, 50, 100) for weight in (0.04, 0.08, 0.12)]
     near = {
         reach: [stems(documents[text]["text"][max(start - reach, 0) : end + reach]) for text, start, end in places]
         for reach in (0, 25, 50, 100)
     }
+    words = [(reach, weight) for reach in near for weight in (0.04, 0.08, 0.12)]
     of_type = functools.cache(lambda kind, reach: shares(names[kind], near[reach]))
 
     def by_words(setting, kind, scores, vectors, inside, wanted):

@@ -4,6 +4,8 @@
     reason = "pgrx reports SQLSTATE and hint of an ErrorReport only, not of a box around one"
 )]
 
+use std::cell::RefCell;
+
 use ner_retriever_feedback::{SURROUNDINGS, TypeWords};
 use ner_retriever_protocol::{Priority, Request, Response, Span, TextRequest};
 use pgrx::pg_sys::panic::ErrorReport;
@@ -183,7 +185,19 @@ fn ner_words_near(type_name: &[u8], text: &[u8], start_char: i32, end_char: i32)
     let first = start.saturating_sub(SURROUNDINGS);
     let (_, rest) = split_at_char(text, first);
     let (near, _) = split_at_char(rest, (end + SURROUNDINGS).saturating_sub(first));
-    TypeWords::new(&String::from_utf8_lossy(type_name)).bonus(&String::from_utf8_lossy(near))
+    // A search asks for one type after the other, each for hundreds of rows.
+    LAST_WORDS.with_borrow_mut(|(of, words)| {
+        if of != type_name {
+            *words = TypeWords::new(&String::from_utf8_lossy(type_name));
+            *of = type_name.to_vec();
+        }
+        words.bonus(&String::from_utf8_lossy(near))
+    })
+}
+
+thread_local! {
+    /// The type's name that was last asked for, and its words.
+    static LAST_WORDS: RefCell<(Vec<u8>, TypeWords)> = RefCell::new((Vec::new(), TypeWords::new("")));
 }
 
 /// Of vectors, one after the other.

@@ -26,6 +26,7 @@ pub struct TypeWords {
 }
 
 impl TypeWords {
+    /// Of a type's name or description.
     pub fn new(name: &str) -> Self {
         let stemmer = Stemmer::create(Algorithm::English);
         let words = name.unicode_words().map(str::to_lowercase);

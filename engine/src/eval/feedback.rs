@@ -127,5 +127,14 @@ mod tests {
         assert_eq!(both, [3, 7]);
         // No more than there are.
         assert_eq!(found(5).len(), 2);
+        // What is near the far mention raises it alone.
+        let bonus = |mention| if mention == near { 2.0 } else { 0.0 };
+        let raised = search(&texts, &mentions, &similarities, bonus, 2).unwrap();
+        let by: Vec<f32> = raised
+            .iter()
+            .zip(found(2))
+            .map(|(raised, plain)| raised.1 - plain.1)
+            .collect();
+        assert!((by[0] - 2.0).abs() < 1e-5 && by[1] == 0.0, "{by:?}");
     }
 }
