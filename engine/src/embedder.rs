@@ -20,7 +20,8 @@ use crate::{
     },
     prepare::{Prepared, Task, Window, finish, prepare},
     projection::Side,
-    representation::{Place, Representation, mention_suffixes, represent, represent_types, want},
+    representation::{Representation, mention_suffixes, represent, represent_types, want},
+    suffixes::Place,
 };
 
 /// Keeps all cores busy, and bounds both the memory of a pass and how long an interactive request waits

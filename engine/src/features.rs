@@ -22,7 +22,8 @@ use crate::{
         llama::{Chooser, Packed, Wanted},
         readout::Readout,
     },
-    representation::{Place, Representation, mention_suffixes, represent_with_states, want},
+    representation::{Representation, mention_suffixes, represent_with_states, want},
+    suffixes::Place,
     text::{char_starts, token_at},
     tokenizer::Encoded,
 };

@@ -19,6 +19,7 @@ pub mod projection;
 pub mod representation;
 pub mod server;
 pub mod startup;
+pub mod suffixes;
 pub mod sweep;
 pub mod tensor_map;
 pub mod text;

@@ -1,7 +1,5 @@
 //! Which vectors of the forward pass stand for a mention.
 
-use std::{collections::HashMap, ops::Range};
-
 use candle_core::{D, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -9,9 +7,9 @@ use crate::{
     error::{self, compute},
     model::{
         BaseModel,
-        llama::{Activations, Continuation, Packed, Wanted},
-        rows,
+        llama::{Activations, Packed, Wanted},
     },
+    suffixes::{Place, at_suffixes},
     tokenizer::Encoded,
 };
 
@@ -22,9 +20,6 @@ pub const MENTION_PLACE: &str = "{mention}";
 /// Longest suffix, tokens; of a longer one its end is used, which asks for the type.
 pub const MAX_SUFFIX: usize = 64;
 
-/// Tokens of the suffixes of one pass, as many as of a large batch of texts: a long list of names
-/// would otherwise need gigabytes.
-const MAX_TOKENS: usize = 4096;
 /// Types of one pass, whose tokens are then of that order at most.
 const TYPES: usize = 32;
 
@@ -37,7 +32,9 @@ pub enum Representation {
     SpanEnd { block: usize, query_form: String },
     /// V at the last token of a suffix that names the mention, after the whole text: unlike the
     /// mention's own tokens, a causal model's state there knows what follows the mention, and the
-    /// suffix asks for its type. The text's keys and values are computed once for all its suffixes.
+    /// suffix asks for its type. One that ends with the mention is an echo of it (Springer et al. 2024,
+    /// arXiv 2402.15449). The text's keys and values are computed once for all its suffixes, and a suffix
+    /// that another begins with costs nothing beside it.
     Suffix {
         block: usize,
         text: String,
@@ -112,14 +109,6 @@ pub fn want(representations: &[Representation], wanted: &mut Wanted) {
     }
 }
 
-/// A mention in a packed pass.
-pub struct Place {
-    /// Rows that its suffixes continue: its text's.
-    pub prefix: Range<usize>,
-    /// Token ids of its suffix for each suffix representation, in their order.
-    pub suffixes: Vec<Vec<u32>>,
-}
-
 /// The suffixes' token ids for a mention.
 pub fn mention_suffixes(
     model: &BaseModel,
@@ -176,12 +165,12 @@ fn query_forms(
             sequences.push(ids);
         }
     }
+    let packed = Packed::new(sequences.iter().map(Vec::as_slice));
     let wanted = Wanted {
         values: representations.iter().map(Representation::block).collect(),
-        ends_only: true,
+        rows: Some(packed.ends()),
         ..Wanted::default()
     };
-    let packed = Packed::new(sequences.iter().map(Vec::as_slice));
     let pass = || {
         let values = model.llama.forward(&packed, &wanted)?.values;
         let own = values
@@ -214,136 +203,29 @@ pub fn represent_with_states(
     places: &[Place],
     states: &[usize],
 ) -> Result<(Tensor, Vec<Tensor>)> {
-    let at_span_ends = representations
-        .iter()
-        .filter(|r| matches!(r, Representation::SpanEnd { .. }))
-        .count();
-    let mut values = activations.values[activations.values.len() - at_span_ends..].iter();
-    let mut suffixes = 0..;
-    let mut parts = Vec::new();
-    let mut kept = Vec::new();
-    for representation in representations {
-        match representation {
-            Representation::SpanEnd { .. } => {
-                let Some(values) = values.next() else {
-                    candle_core::bail!("the pass has too few values");
-                };
-                parts.push(values.clone());
-            }
-            Representation::Suffix { block, .. } => {
-                let number = suffixes.next().unwrap_or(0);
-                let wanted = Wanted {
-                    values: vec![*block],
-                    hidden: states.to_vec(),
-                    ends_only: true,
-                    ..Wanted::default()
-                };
-                let (distinct, rows) = distinct(places, number);
-                let chunks = chunks(&distinct, number)
-                    .map(|places| at_suffixes(model, &wanted, number, activations, places))
-                    .collect::<Result<Vec<_>>>()?;
-                let whole = |part: usize| {
-                    let chunks: Vec<&Tensor> = chunks.iter().map(|chunk| &chunk[part]).collect();
-                    select(&Tensor::cat(&chunks, 0)?, rows.iter().copied())
-                };
-                parts.push(whole(0)?);
-                kept = (1..=states.len()).map(whole).collect::<Result<_>>()?;
-            }
-        }
-    }
-    Ok((Tensor::cat(&parts, D::Minus1)?, kept))
-}
-
-/// The values and then the hidden states of `wanted` at the last token of each place's suffix,
-/// `[places, ...]` each.
-fn at_suffixes(
-    model: &BaseModel,
-    wanted: &Wanted,
-    number: usize,
-    activations: &Activations,
-    places: &[&Place],
-) -> Result<Vec<Tensor>> {
-    let ids = places.iter().map(|place| place.suffixes[number].as_slice());
-    let continuation = Continuation {
-        packed: Packed::new(ids),
-        prefixes: places.iter().map(|place| place.prefix.clone()).collect(),
-        cache: &activations.cache,
-    };
-    let extended = model.llama.extend(&continuation, wanted)?;
-    Ok([extended.values, extended.hidden].concat())
-}
-
-/// The places whose suffixes of this number differ, or that are in different texts, and for each
-/// place the one of them that has its vector: a name that a text repeats is asked about once.
-fn distinct(places: &[Place], number: usize) -> (Vec<&Place>, Vec<usize>) {
-    let mut distinct = Vec::new();
-    let mut seen = HashMap::new();
-    let rows = places.iter().map(|place| {
-        let same = (&place.prefix, place.suffixes[number].as_slice());
-        *seen.entry(same).or_insert_with(|| {
-            distinct.push(place);
-            distinct.len() - 1
-        })
+    let blocks = representations.iter().filter_map(|r| match r {
+        Representation::SpanEnd { .. } => None,
+        Representation::Suffix { block, .. } => Some(*block),
     });
-    let rows = rows.collect();
-    (distinct, rows)
-}
-
-/// Places in groups whose suffixes have at most [`MAX_TOKENS`] tokens together.
-fn chunks<'a, 'b>(
-    mut places: &'a [&'b Place],
-    number: usize,
-) -> impl Iterator<Item = &'a [&'b Place]> {
-    std::iter::from_fn(move || {
-        let mut tokens = 0;
-        let fits = places.iter().take_while(|place| {
-            tokens += place.suffixes[number].len();
-            tokens <= MAX_TOKENS
-        });
-        let (chunk, rest) = places.split_at(fits.count().max(1).min(places.len()));
-        places = rest;
-        (!chunk.is_empty()).then_some(chunk)
-    })
-}
-
-fn select(values: &Tensor, rows: impl Iterator<Item = usize>) -> Result<Tensor> {
-    let rows: Vec<u32> = rows.map(|row| row as u32).collect();
-    rows::rows(values, &Tensor::new(rows, values.device())?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn place(prefix: Range<usize>, suffix: &[u32]) -> Place {
-        Place {
-            prefix,
-            suffixes: vec![vec![0], suffix.to_vec()],
-        }
+    let blocks: Vec<usize> = blocks.collect();
+    let at_span_ends = representations.len() - blocks.len();
+    let mut of_texts = activations.values[activations.values.len() - at_span_ends..].iter();
+    let (of_suffixes, states) = if blocks.is_empty() {
+        Default::default()
+    } else {
+        at_suffixes(model, &blocks, states, activations, places)?
+    };
+    let mut of_suffixes = of_suffixes.iter();
+    let mut parts = Vec::with_capacity(representations.len());
+    for representation in representations {
+        let part = match representation {
+            Representation::SpanEnd { .. } => of_texts.next(),
+            Representation::Suffix { .. } => of_suffixes.next(),
+        };
+        let Some(part) = part else {
+            candle_core::bail!("the pass has too few values");
+        };
+        parts.push(part);
     }
-
-    #[test]
-    fn a_name_that_a_text_repeats_is_asked_about_once() {
-        let places = [
-            place(0..5, &[1, 2]),
-            place(0..5, &[3]),
-            place(0..5, &[1, 2]),
-            place(5..9, &[1, 2]),
-            place(5..6, &[1, 2]),
-        ];
-        let (distinct, rows) = distinct(&places, 1);
-        assert_eq!(rows, [0, 1, 0, 2, 3]);
-        let prefixes: Vec<Range<usize>> = distinct.iter().map(|p| p.prefix.clone()).collect();
-        assert_eq!(prefixes, [0..5, 0..5, 5..9, 5..6]);
-        assert_eq!(super::distinct(&places, 0).1, [0, 0, 0, 1, 2]);
-    }
-
-    #[test]
-    fn suffixes_go_through_in_chunks_that_lose_none() {
-        let places: Vec<Place> = (0..200).map(|n| place(0..1, &vec![n; 64])).collect();
-        let places: Vec<&Place> = places.iter().collect();
-        let sizes: Vec<usize> = chunks(&places, 1).map(<[_]>::len).collect();
-        assert_eq!(sizes, [64, 64, 64, 8]);
-        assert_eq!(chunks(&[], 1).count(), 0);
-    }
+    Ok((Tensor::cat(&parts, D::Minus1)?, states))
 }

@@ -236,15 +236,16 @@ fn values(model: &BaseModel, sequences: &[Sequence]) -> Result<Vec<Tensor>> {
             ..Wanted::default()
         };
         let activations = model.llama.forward(&packed, &wanted)?;
-        let continuation = Continuation {
-            packed: Packed::new(suffixes),
-            prefixes,
-            cache: &activations.cache,
-        };
+        let packed = Packed::new(suffixes);
         let wanted = Wanted {
             values: blocks,
-            ends_only: true,
+            rows: Some(packed.ends()),
             ..Wanted::default()
+        };
+        let continuation = Continuation {
+            packed,
+            prefixes,
+            cache: &activations.cache,
         };
         Ok(model.llama.extend(&continuation, &wanted)?.values)
     };

@@ -295,7 +295,7 @@ fn check_chosen_rows(model: &BaseModel, packed: &Packed, rows: &[u32], tolerance
 }
 
 /// Two sequences that continue the same text, without seeing each other, and one that continues the
-/// first token of another, give what each gives in one piece; also where only their ends are read.
+/// first token of another, give what each gives in one piece; also where only their ends and starts are read.
 #[test]
 fn a_continuation_gives_what_the_whole_sequence_gives() {
     for name in ["tiny_llama3", "tiny_qwen2", "tiny_qwen3"] {
@@ -335,12 +335,20 @@ fn check_continuation(model: &BaseModel, tolerance: f64) {
         ..Wanted::default()
     };
     let together = model.llama.extend(&continuation, &wanted).unwrap();
-    let ends = Wanted {
+    let count = endings.len();
+    let starts = [0, endings[0].len(), endings[0].len() + endings[1].len()];
+    let read = Wanted {
         hidden: vec![1, last],
-        ends_only: true,
+        rows: Some(
+            [
+                continuation.packed.ends(),
+                starts.map(|row| row as u32).to_vec(),
+            ]
+            .concat(),
+        ),
         ..wanted.clone()
     };
-    let ends = model.llama.extend(&continuation, &ends).unwrap();
+    let some = model.llama.extend(&continuation, &read).unwrap();
     let prefixes = [&texts[0][..], &texts[0][..], &texts[1][..1]];
     let mut row_after = 0;
     for (number, (prefix, ending)) in prefixes.iter().zip(&endings).enumerate() {
@@ -352,16 +360,19 @@ fn check_continuation(model: &BaseModel, tolerance: f64) {
         };
         let packed = Packed::new([whole.as_slice()]);
         let alone = model.llama.forward(&packed, &alone).unwrap();
-        let close = |tensor: &Tensor, at: usize, expected: &Tensor| {
-            let expected = row(expected, whole.len() - 1);
+        let close = |tensor: &Tensor, at: usize, expected: &Tensor, of: usize| {
+            let expected = row(expected, of);
             assert!(relative_distance(&row(tensor, at), &expected) <= tolerance);
         };
-        close(&together.values[0], row_after - 1, &alone.values[0]);
-        close(&ends.values[0], number, &alone.values[0]);
-        close(&ends.hidden[0], number, &alone.hidden[0]);
-        close(&ends.hidden[1], number, &alone.hidden[1]);
+        let (start, end) = (prefix.len(), whole.len() - 1);
+        close(&together.values[0], row_after - 1, &alone.values[0], end);
+        for (at, of) in [(number, end), (count + number, start)] {
+            close(&some.values[0], at, &alone.values[0], of);
+            close(&some.hidden[0], at, &alone.hidden[0], of);
+            close(&some.hidden[1], at, &alone.hidden[1], of);
+        }
     }
-    for rows in ends.values.iter().chain(&ends.hidden) {
-        assert_eq!(rows.dim(0).unwrap(), endings.len());
+    for rows in some.values.iter().chain(&some.hidden) {
+        assert_eq!(rows.dim(0).unwrap(), 2 * count);
     }
 }

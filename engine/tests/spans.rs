@@ -19,20 +19,36 @@ fn embedder() -> Embedder {
     Embedder::load(&checkpoint(), head.path(), Device::Cpu, None).unwrap()
 }
 
-/// Span ends beside suffixes.
-fn suffix_embedder() -> Embedder {
+fn embedder_of(representations: Vec<Representation>) -> Embedder {
     let head = tempfile::tempdir().unwrap();
+    write_head_of(head.path(), representations);
+    Embedder::load(&checkpoint(), head.path(), Device::Cpu, None).unwrap()
+}
+
+fn suffix(block: usize, text: &str) -> Representation {
+    Representation::Suffix {
+        block,
+        text: text.to_owned(),
+        query_form: "a {type}".to_owned(),
+    }
+}
+
+/// Span ends beside echoes and the suffixes that begin with them.
+fn suffix_embedder() -> Embedder {
     let span_end = Representation::SpanEnd {
         block: 2,
         query_form: "{type}".to_owned(),
     };
-    let suffix = Representation::Suffix {
-        block: 3,
-        text: "\n\"{mention}\" is a".to_owned(),
-        query_form: "a {type}".to_owned(),
-    };
-    write_head_of(head.path(), vec![span_end, suffix]);
-    Embedder::load(&checkpoint(), head.path(), Device::Cpu, None).unwrap()
+    embedder_of(vec![
+        span_end,
+        suffix(2, "\n\"{mention}"),
+        suffix(3, "\n\"{mention}\" is a"),
+    ])
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
 fn run(embedder: &Embedder, input: Input) -> Result<Output, EngineError> {
@@ -223,9 +239,44 @@ fn a_suffix_knows_what_follows_the_mention() {
     };
     let (a, b) = (of("Ada is a river."), of("Ada was a poet in London."));
     let equal = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
-    assert_eq!(a.embedding.len(), 2 * KV_DIM);
-    assert!(equal(&a.embedding[..KV_DIM], &b.embedding[..KV_DIM]));
-    assert!(!equal(&a.embedding[KV_DIM..], &b.embedding[KV_DIM..]));
+    assert_eq!(a.embedding.len(), 3 * KV_DIM);
+    let parts = a.embedding.chunks(KV_DIM).zip(b.embedding.chunks(KV_DIM));
+    let unchanged: Vec<bool> = parts.map(|(a, b)| equal(a, b)).collect();
+    assert_eq!(unchanged, [true, false, false]);
+}
+
+/// Suffixes give the same whether they share their beginning's pass or not: in the last two heads' order the
+/// longer one comes first, and neither begins with the other.
+#[test]
+fn a_suffix_that_another_begins_with_gives_what_it_gives_alone() {
+    let suffixes = [
+        suffix(2, "\n\"{mention}"),
+        suffix(3, "\n\"{mention}\" is a"),
+        suffix(1, " {mention} is"),
+    ];
+    let text = "Ada Lovelace met Zoë in Rome; Ada Lovelace was a poet.";
+    let of = |numbers: &[usize]| {
+        let representations = numbers.iter().map(|number| suffixes[*number].clone());
+        let embedder = embedder_of(representations.collect());
+        mentions(
+            &embedder,
+            text,
+            Some(&[(0, 12), (17, 20), (24, 28), (30, 42)]),
+        )
+        .unwrap()
+    };
+    let alone: Vec<Vec<Mention>> = (0..suffixes.len()).map(|number| of(&[number])).collect();
+    for together in [&[0, 1][..], &[1, 0], &[0, 2], &[2, 1, 0], &[1, 1]] {
+        for (number, mention) in of(together).iter().enumerate() {
+            let parts = mention.embedding.chunks(KV_DIM);
+            assert_eq!(parts.len(), together.len());
+            for (part, which) in parts.zip(together) {
+                let expected = &alone[*which][number].embedding;
+                let cosine = cosine(part, expected);
+                assert!(cosine > 0.99999, "{together:?}, {}: {cosine}", mention.text);
+            }
+        }
+    }
 }
 
 /// Their suffixes attend to more rows than one pass takes.
@@ -239,7 +290,7 @@ fn many_mentions_of_a_long_text_get_what_each_gets_alone() {
         let alone = mentions(&embedder, &long, Some(&spans[number..=number])).unwrap();
         let pairs = together[number].embedding.iter().zip(&alone[0].embedding);
         assert_eq!(alone[0].text, "Ada Lovelace");
-        assert!(pairs.clone().count() == 2 * KV_DIM);
+        assert!(pairs.clone().count() == 3 * KV_DIM);
         assert!(pairs.clone().all(|(a, b)| (a - b).abs() < 1e-4), "{number}");
     }
 }

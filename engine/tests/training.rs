@@ -128,6 +128,8 @@ impl Folder {
         let nouns = self.0.join("nouns.txt");
         let corpus = self.0.join("corpus.jsonl");
         let of_suffixes = [
+            "--echo-block",
+            "22",
             "--suffix-block",
             "27",
             "--suffix",
@@ -332,7 +334,7 @@ fn options_that_do_not_fit_are_refused() {
         assert!(!folder.0.join("head").exists());
     };
     let suffix = ["--suffix-block", "27", "--loss", "distillation"];
-    fails(&[], "give --block, --suffix-block or both");
+    fails(&[], "give --block, --echo-block or --suffix-block");
     fails(&["--block", "30"], "block 30 of a model with 30 blocks");
     fails(
         &["--block", "22", "--loss", "distillation"],

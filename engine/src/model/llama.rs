@@ -51,6 +51,15 @@ impl Packed {
         }
         packed
     }
+
+    /// The row of each sequence's last token; none may be empty.
+    pub fn ends(&self) -> Vec<u32> {
+        let ends = self.lengths.iter().scan(0, |end, length| {
+            *end += *length as u32;
+            Some(*end - 1)
+        });
+        ends.collect()
+    }
 }
 
 /// What is read off one forward pass. Blocks are 0-based.
@@ -62,9 +71,9 @@ pub struct Wanted {
     pub values: Vec<usize>,
     /// Number of blocks, from the first, whose keys and values later sequences attend to.
     pub cached_blocks: usize,
-    /// Whether `hidden` and `values` are read at the last token of each sequence only, so that the
-    /// other tokens need not go through the last block that is passed.
-    pub ends_only: bool,
+    /// The only rows of the pass at which `hidden` and `values` are read, in their order, so that the other tokens
+    /// need not go through the last block that is passed; `None`: all.
+    pub rows: Option<Vec<u32>>,
 }
 
 /// Says during a pass which tokens' values are read, so that the others need not go through the last
@@ -78,8 +87,8 @@ pub trait Chooser {
     fn rows(&mut self) -> Result<Vec<u32>>;
 }
 
-/// What one forward pass gives; with [`Wanted::ends_only`], `hidden` and `values` have a row for each
-/// sequence, with a [`Chooser`] `values` one for each row that it named.
+/// What one forward pass gives; with [`Wanted::rows`], `hidden` and `values` have a row for each
+/// of them, with a [`Chooser`] `values` one for each row that it named.
 pub struct Activations {
     /// For each block of [`Wanted::hidden`]: `[tokens, hidden_size]`.
     pub hidden: Vec<Tensor>,

@@ -49,7 +49,7 @@ pub struct Pass<'a> {
     batch: Batch<'a>,
     wanted: &'a Wanted,
     chooser: Option<&'a mut dyn Chooser>,
-    /// The only rows that are read, once they are known; of hidden states if these are the ends.
+    /// The only rows that are read, once they are known; of hidden states if they were known before the pass.
     rows: Option<Rows>,
     /// Whether those are the only ones that are left.
     narrowed: bool,
@@ -146,10 +146,8 @@ impl<'a> Pass<'a> {
             values: vec![None; wanted.values.len()],
             cache: Vec::with_capacity(wanted.cached_blocks),
         };
-        if wanted.ends_only {
-            let sequences = pass.batch.sequences.iter();
-            let ends = sequences.map(|s| s.own.end.saturating_sub(1) as u32);
-            pass.rows = Some(Rows::new(ends.collect(), model.device())?);
+        if let Some(rows) = &wanted.rows {
+            pass.rows = Some(Rows::new(rows.clone(), model.device())?);
         }
         Ok(pass)
     }
@@ -232,7 +230,7 @@ impl<'a> Pass<'a> {
     /// Whether the block `end` is wanted of some rows alone.
     fn may_narrow(&self, end: usize) -> bool {
         let chosen = self.chooser.is_some() && self.wanted.hidden.iter().all(|block| *block < end);
-        (self.wanted.ends_only || chosen) && end >= self.wanted.cached_blocks
+        (self.wanted.rows.is_some() || chosen) && end >= self.wanted.cached_blocks
     }
 
     /// Asks the chooser for the rows, unless they are known.
@@ -252,8 +250,8 @@ impl<'a> Pass<'a> {
 
     fn read_hidden(&mut self, index: usize, x: &Tensor) -> Result<()> {
         if self.wanted.hidden.contains(&index) {
-            let ends = self.rows.as_ref().filter(|_| self.wanted.ends_only);
-            let rows = select(x, ends.filter(|_| !self.narrowed))?;
+            let known = self.rows.as_ref().filter(|_| self.wanted.rows.is_some());
+            let rows = select(x, known.filter(|_| !self.narrowed))?;
             keep(&mut self.hidden, &self.wanted.hidden, index, &rows)?;
         }
         let last = self.wanted.hidden.iter().copied().max().unwrap_or(0);
@@ -292,7 +290,8 @@ fn select(of: &Tensor, rows: Option<&Rows>) -> Result<Tensor> {
 /// Keeps rows of a block in f32 in the places that ask for that block.
 fn keep(slots: &mut [Option<Tensor>], wanted: &[usize], index: usize, rows: &Tensor) -> Result<()> {
     for (slot, _) in slots.iter_mut().zip(wanted).filter(|(_, at)| **at == index) {
-        *slot = Some(rows::in_f32(rows)?);
+        // V of a block that was loaded whole may be columns of a wider product.
+        *slot = Some(rows::in_f32(&rows.contiguous()?)?);
     }
     Ok(())
 }

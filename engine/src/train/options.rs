@@ -9,7 +9,7 @@ use super::invalid;
 use crate::{
     error::Result,
     projection::ProjectionKind,
-    representation::{Representation, TYPE_PLACE},
+    representation::{MENTION_PLACE, Representation, TYPE_PLACE},
 };
 
 /// Options of `train`. The defaults are the paper's recipe where it gives one (arXiv 2509.04011,
@@ -44,14 +44,18 @@ pub struct TrainOptions {
     /// 0-based block whose values at a mention's last token represent it
     #[arg(long)]
     pub block: Option<usize>,
-    /// 0-based block whose values at the end of the mention's suffix represent it; with --block,
-    /// both side by side
+    /// 0-based block whose values at the mention's last token in its suffix represent it, where what follows the
+    /// mention in its text has been read; the suffix up to there
+    #[arg(long)]
+    pub echo_block: Option<usize>,
+    /// 0-based block whose values at the end of the mention's suffix represent it; with --block or
+    /// --echo-block, side by side
     #[arg(long)]
     pub suffix_block: Option<usize>,
     /// The suffix
     #[arg(long, default_value = "\n\"{mention}\" is a")]
     pub suffix: String,
-    /// What is embedded for a type in the place of the mention's end
+    /// What is embedded for a type in the place of the mention's end, and of its echo's
     #[arg(long, default_value = TYPE_PLACE)]
     pub query_form: String,
     /// What is embedded for a type in the place of the suffix
@@ -184,12 +188,21 @@ impl TrainOptions {
             block,
             query_form: self.query_form.clone(),
         });
+        let upto_mention = self
+            .suffix
+            .find(MENTION_PLACE)
+            .map(|at| at + MENTION_PLACE.len());
+        let echo = self.echo_block.map(|block| Representation::Suffix {
+            block,
+            text: self.suffix[..upto_mention.unwrap_or(0)].to_owned(),
+            query_form: self.query_form.clone(),
+        });
         let suffix = self.suffix_block.map(|block| Representation::Suffix {
             block,
             text: self.suffix.clone(),
             query_form: self.suffix_query_form.clone(),
         });
-        span_end.into_iter().chain(suffix).collect()
+        span_end.into_iter().chain(echo).chain(suffix).collect()
     }
 
     /// The nouns over which a teacher is distilled, if one is.
@@ -206,7 +219,7 @@ impl TrainOptions {
         let representations = self.representations();
         let distils = self.loss == Loss::Distillation;
         let problem = if representations.is_empty() {
-            Some("give --block, --suffix-block or both")
+            Some("give --block, --echo-block or --suffix-block")
         } else if distils && self.suffix_block.is_none() {
             Some("distillation needs --suffix-block")
         } else if distils && self.type_nouns.is_none() {
