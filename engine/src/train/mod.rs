@@ -53,7 +53,10 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
     let readout = teaches_itself.then(|| checkpoint.readout()).transpose()?;
     let model = checkpoint.load(if teaches_itself { all } else { last })?;
     let (mut documents, names) = corpora(options)?;
-    let probe = train_probe(&model, &documents, options)?;
+    let probe = match &options.probe_of {
+        Some(head) => probe::of_head(head, &model, options)?,
+        None => train_probe(&model, &documents, options)?,
+    };
     if options.distil_detected {
         let features = hidden(&model, &documents, options)?;
         let threshold = options.distil_threshold.unwrap_or(probe.threshold);

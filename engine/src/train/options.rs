@@ -123,6 +123,9 @@ pub struct TrainOptions {
     /// Share of the texts held out to decide that, where a teacher is
     #[arg(long, default_value_t = 0.25)]
     pub held_out_texts: f64,
+    /// Take the probe of this head, which is for the same base model, instead of training one
+    #[arg(long)]
+    pub probe_of: Option<PathBuf>,
     /// Corpus for the probe instead of those of --corpus (may be given several times)
     #[arg(long)]
     pub probe_corpus: Vec<PathBuf>,
@@ -230,6 +233,8 @@ impl TrainOptions {
             Some("--distil-detected needs --loss distillation")
         } else if self.distil_threshold.is_some() && !self.distil_detected {
             Some("--distil-threshold needs --distil-detected")
+        } else if self.probe_of.is_some() && !self.probe_corpus.is_empty() {
+            Some("--probe-of trains no probe: it goes without --probe-corpus")
         } else if self.names_are_capitalized && self.probe_corpus.is_empty() {
             // Some of the others are lower-cased before the probe sees them.
             Some("--names-are-capitalized needs --probe-corpus")

@@ -1,5 +1,7 @@
 //! Training the probe that finds mentions.
 
+use std::path::Path;
+
 use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
 use indicatif::ProgressBar;
 use ner_retriever_protocol::Span;
@@ -18,7 +20,9 @@ use crate::{
     error::{Result, compute},
     eval::detection::{DetectionCounts, DetectionScores},
     features::Features,
+    head::{Head, HeadDescription},
     mentions::{candidates::MAX_WORDS, probe::Probe},
+    model::BaseModel,
     text::char_starts,
 };
 
@@ -34,6 +38,42 @@ pub struct Trained {
     pub threshold: f32,
     /// For the provenance: losses, and scores on held-out texts.
     pub summary: serde_json::Value,
+}
+
+/// The probe of another head for the same base model, with its threshold if the options have none.
+///
+/// # Errors
+/// The head's; `HeadMismatch` for one of another model; `InvalidSetting` if it has no probe, or one that reads
+/// another block.
+pub fn of_head(folder: &Path, model: &BaseModel, options: &TrainOptions) -> Result<Trained> {
+    let description = HeadDescription::read(folder)?;
+    let config = model.llama.config();
+    description.check_base_model(&model.hash, config.blocks, config.kv_dim())?;
+    let head = Head::load(folder, description, config.hidden_size, &Device::Cpu)?;
+    let HeadDescription {
+        name,
+        detector,
+        provenance,
+        ..
+    } = head.description;
+    let (Some(probe), Some(detector)) = (head.probe, detector) else {
+        return Err(invalid(format!("head \"{name}\" has no probe")));
+    };
+    if detector.block != options.probe_block {
+        return Err(invalid(format!(
+            "the probe of head \"{name}\" reads block {}, not {}",
+            detector.block, options.probe_block
+        )));
+    }
+    Ok(Trained {
+        probe,
+        threshold: options.threshold.unwrap_or(detector.threshold),
+        summary: json!({
+            "head": name,
+            "command": provenance["command"],
+            "probe": provenance["probe"],
+        }),
+    })
 }
 
 /// Texts as they are written, and those that are lower-cased as they then are.
