@@ -220,6 +220,48 @@ fn what_is_distilled_is_a_head_and_comes_out_the_same_again() {
 }
 
 #[test]
+fn a_projection_is_trained_for_the_probe_of_another_head() {
+    let Some(model) = model() else { return };
+    let folder = Folder::new("probe_of");
+    let threshold = ["--block", "22", "--threshold", "0.25"];
+    let first = folder.train(&model, "first", &threshold);
+    assert!(first.status.success(), "{first:?}");
+    let first = folder.0.join("first");
+    let probe_of = ["--block", "8", "--probe-of", first.to_str().unwrap()];
+    let second = folder.train(&model, "second", &probe_of);
+    assert!(second.status.success(), "{second:?}");
+    let read = |out: &str, file: &str| fs::read(folder.0.join(out).join(file)).unwrap();
+    let probe = "mentions.safetensors";
+    assert!(read("first", probe) == read("second", probe));
+    let projection = "projection.safetensors";
+    assert!(read("first", projection) != read("second", projection));
+    let description: serde_json::Value =
+        serde_json::from_slice(&read("second", "head.json")).unwrap();
+    assert_eq!(description["detector"]["threshold"], 0.25);
+    assert_eq!(description["provenance"]["probe"]["head"], "small");
+
+    let fails = |options: &[&str], expected: &str| {
+        let output = folder.train(&model, "third", &[&probe_of, options].concat());
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && message.contains(expected),
+            "{message}"
+        );
+    };
+    fails(
+        &["--probe-corpus", "/nowhere"],
+        "--probe-of trains no probe: it goes without --probe-corpus",
+    );
+    let description = String::from_utf8(read("first", "head.json")).unwrap();
+    let other = description.replace("\"block\": 4", "\"block\": 5");
+    assert_ne!(other, description);
+    fs::write(first.join("head.json"), other).unwrap();
+    fails(&[], "the probe of head \"small\" reads block 5, not 4");
+    fs::remove_file(first.join("head.json")).unwrap();
+    fails(&[], "head.json");
+}
+
+#[test]
 fn what_nobody_labelled_is_learned_from() {
     let Some(model) = model() else { return };
     let folder = Folder::new("unlabelled");
