@@ -55,6 +55,11 @@ impl Representation {
         }
     }
 
+    /// Whether it is read where a suffix repeats the mention.
+    pub fn is_echo(&self) -> bool {
+        matches!(self, Self::Suffix { text, .. } if text.ends_with(MENTION_PLACE))
+    }
+
     /// All that a mention's vector depends on, for the keys of caches: query forms concern types only.
     pub fn of_mentions(&self) -> String {
         match self {

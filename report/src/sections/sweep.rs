@@ -70,6 +70,9 @@ fn explanation(context: &Context, texts: usize) -> String {
     let used: Vec<String> = used
         .map(|representation| match representation {
             Representation::SpanEnd { block, .. } => format!("{block} at the span's end"),
+            Representation::Suffix { block, .. } if representation.is_echo() => {
+                format!("{block} where a suffix repeats the mention")
+            }
             Representation::Suffix { block, .. } => format!("{block} at the end of a suffix"),
         })
         .collect();

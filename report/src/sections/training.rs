@@ -139,6 +139,14 @@ impl Bench<'_> {
                     ]
                 }
                 Representation::Suffix {
+                    block, query_form, ..
+                } if representation.is_echo() => {
+                    vec![
+                        format!("--echo-block={block}"),
+                        format!("--query-form={query_form}"),
+                    ]
+                }
+                Representation::Suffix {
                     block,
                     text,
                     query_form,
