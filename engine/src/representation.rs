@@ -34,7 +34,7 @@ pub enum Representation {
     /// mention's own tokens, a causal model's state there knows what follows the mention, and the
     /// suffix asks for its type. One that ends with the mention is an echo of it (Springer et al. 2024,
     /// arXiv 2402.15449). The text's keys and values are computed once for all its suffixes, and a suffix
-    /// that another begins with costs nothing beside it.
+    /// that another begins with passes no token of its own.
     Suffix {
         block: usize,
         text: String,
