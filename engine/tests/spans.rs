@@ -245,8 +245,7 @@ fn a_suffix_knows_what_follows_the_mention() {
     assert_eq!(unchanged, [true, false, false]);
 }
 
-/// Suffixes give the same whether they share their beginning's pass or not: in the last two heads' order the
-/// longer one comes first, and neither begins with the other.
+/// Whichever of them stand side by side, in whatever order.
 #[test]
 fn a_suffix_that_another_begins_with_gives_what_it_gives_alone() {
     let suffixes = [
