@@ -94,6 +94,21 @@ def precision(scores, texts, count, gold, wanted):
     return len(gold.intersection(found.tolist())) / wanted
 
 
+def gold(documents, names):
+    """The texts that mention each type."""
+    found = {}
+    for text, document in enumerate(documents):
+        for _, _, kind in document["entities"]:
+            if names.get(kind):
+                found.setdefault(kind, set()).add(text)
+    return found
+
+
+def stems_near(documents, places, reach):
+    """Of the words of each mention and within so many characters of it."""
+    return [stems(documents[text]["text"][max(start - reach, 0) : end + reach]) for text, start, end in places]
+
+
 def indexes(texts, mentions, documents, names):
     """By size: indexes of random texts, with their mentions' numbers among all and the gold texts of each type that
     enough of them mention."""
@@ -103,27 +118,31 @@ def indexes(texts, mentions, documents, names):
             chosen = np.arange(len(documents)) if size is None else random.choice(len(documents), size, replace=False)
             number = np.full(len(documents), -1)
             number[chosen] = np.arange(len(chosen))
-            gold = {}
-            for text in chosen:
-                for _, _, kind in documents[text]["entities"]:
-                    if names.get(kind):
-                        gold.setdefault(kind, set()).add(int(number[text]))
-            gold = {kind: found for kind, found in gold.items() if len(found) >= FEWEST_TEXTS}
+            of_types = gold([documents[text] for text in chosen], names)
+            of_types = {kind: found for kind, found in of_types.items() if len(found) >= FEWEST_TEXTS}
             inside = np.flatnonzero(number[texts] >= 0)
-            yield len(chosen), number[texts[inside]], mentions[inside], inside, gold
+            yield len(chosen), number[texts[inside]], mentions[inside], inside, of_types
 
 
-def main():
-    parser = argparse.ArgumentParser()
+def parser(description):
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=Path, required=True)
     parser.add_argument("--types", type=Path, required=True)
     parser.add_argument("--query", nargs="+", required=True)
     parser.add_argument("corpora", nargs="+", type=Path)
-    arguments = parser.parse_args()
+    return parser
+
+
+def read(arguments):
+    """The texts, the names of the types that are asked for, and the mentions' places and vectors."""
     documents = [json.loads(line) for path in arguments.corpora for line in gzip.open(path, "rt")]
     all_names = json.loads(arguments.types.read_text())
     names = {kind: name for key in arguments.query for kind, name in all_names[key].items() if name}
-    places, mentions = read_vectors(arguments.vectors)
+    return documents, names, *read_vectors(arguments.vectors)
+
+
+def main():
+    documents, names, places, mentions = read(parser(__doc__).parse_args())
     queries = embed(sorted(set(names.values())))
     drawn = list(indexes(places[:, 0], mentions, documents, names))
     sizes = sorted({size for size, *_ in drawn}, reverse=True)
@@ -148,10 +167,7 @@ def main():
         return smooth(scores, vectors, wanted, *setting)
 
     print_both("bandwidth, fewest candidates", smoothing, by_like, drawn, queries, names)
-    near = {
-        reach: [stems(documents[text]["text"][max(start - reach, 0) : end + reach]) for text, start, end in places]
-        for reach in (0, 25, 50, 100)
-    }
+    near = {reach: stems_near(documents, places, reach) for reach in (0, 25, 50, 100)}
     words = [(reach, weight) for reach in near for weight in (0.04, 0.08, 0.12)]
     of_type = functools.cache(lambda kind, reach: shares(names[kind], near[reach]))
 

@@ -20,6 +20,9 @@ pub const MENTION_PLACE: &str = "{mention}";
 /// Longest suffix, tokens; of a longer one its end is used, which asks for the type.
 pub const MAX_SUFFIX: usize = 64;
 
+/// Words that query forms have of their own before a type's name.
+const ARTICLES: [&str; 3] = ["a", "an", "the"];
+
 /// Types of one pass, whose tokens are then of that order at most.
 const TYPES: usize = 32;
 
@@ -53,6 +56,17 @@ impl Representation {
         match self {
             Self::SpanEnd { query_form, .. } | Self::Suffix { query_form, .. } => query_form,
         }
+    }
+
+    /// What is embedded for a type: "a hotel" and "hotel" are the same one.
+    fn query(&self, name: &str) -> String {
+        let bare = match name.trim().split_once(char::is_whitespace) {
+            Some((first, rest)) if ARTICLES.iter().any(|a| first.eq_ignore_ascii_case(a)) => {
+                rest.trim_start()
+            }
+            _ => name,
+        };
+        self.query_form().replace(TYPE_PLACE, bare)
     }
 
     /// Whether it is read where a suffix repeats the mention.
@@ -93,8 +107,7 @@ pub fn longest_query(
 ) -> error::Result<Encoded> {
     let mut longest = model.tokenizer.encode(name)?;
     for representation in representations {
-        let query = representation.query_form().replace(TYPE_PLACE, name);
-        let query = model.tokenizer.encode(&query)?;
+        let query = model.tokenizer.encode(&representation.query(name))?;
         if query.ids.len() > longest.ids.len() {
             longest = query;
         }
@@ -162,11 +175,8 @@ fn query_forms(
     let mut sequences = Vec::with_capacity(representations.len() * names.len());
     for representation in representations {
         for name in names {
-            let query = representation
-                .query_form()
-                .replace(TYPE_PLACE, name.as_ref());
             let mut ids = vec![model.tokenizer.first()];
-            ids.extend(suffix_ids(model, &query)?);
+            ids.extend(suffix_ids(model, &representation.query(name.as_ref()))?);
             sequences.push(ids);
         }
     }
@@ -233,4 +243,30 @@ pub fn represent_with_states(
         parts.push(part);
     }
     Ok((Tensor::cat(&parts, D::Minus1)?, states))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_article_before_a_type_changes_nothing() {
+        let representation = Representation::SpanEnd {
+            block: 0,
+            query_form: "A {type}, for example the".to_owned(),
+        };
+        for (name, query) in [
+            ("hotel", "A hotel, for example the"),
+            ("a hotel", "A hotel, for example the"),
+            (" An  airport", "A airport, for example the"),
+            ("the theatre of war", "A theatre of war, for example the"),
+            (
+                "anatomical structure",
+                "A anatomical structure, for example the",
+            ),
+            ("a", "A a, for example the"),
+        ] {
+            assert_eq!(representation.query(name), query, "{name:?}");
+        }
+    }
 }
