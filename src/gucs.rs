@@ -44,7 +44,7 @@ static MAX_TEXT_SIZE: Int = Int::new(256);
 /// 1024 requests: many times what a server's sessions have in flight, so that only a runaway client
 /// meets it, and little memory.
 static MAX_QUEUE: Int = Int::new(1024);
-/// -1: the threshold that was chosen for the head when it was trained.
+/// -1: the threshold, and the floor below it, that were chosen for the head when it was trained.
 static DETECTION_THRESHOLD: GucSetting<f64> = GucSetting::<f64>::new(-1.0);
 /// On: searches find more of what they should on every corpus that was measured (docs/quality.md), for
 /// one more scan of the vector index and some milliseconds over what it found.

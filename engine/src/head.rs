@@ -57,6 +57,23 @@ pub struct DetectorDescription {
     pub file: String,
     /// Least probability of a mention.
     pub threshold: f32,
+    /// The same in a window of text where none reaches the threshold, which no search could find; absent: it has
+    /// no mention.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<f32>,
+}
+
+impl DetectorDescription {
+    /// The threshold and the floor; one that is `asked` for is both.
+    pub fn thresholds(&self, asked: Option<f32>) -> (f32, f32) {
+        match asked {
+            Some(threshold) => (threshold, threshold),
+            None => {
+                let floor = self.floor.unwrap_or(self.threshold);
+                (self.threshold, floor.min(self.threshold))
+            }
+        }
+    }
 }
 
 /// A loaded head.

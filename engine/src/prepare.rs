@@ -37,6 +37,8 @@ pub enum Task {
         owned: Range<usize>,
         /// Least probability of a mention.
         threshold: f32,
+        /// The same if none reaches the threshold.
+        floor: f32,
     },
     /// Embed given spans: their bytes of the whole text, and the token that holds their end.
     Spans(Vec<(Range<usize>, usize)>),
@@ -63,15 +65,27 @@ impl Window {
     /// that the probe proposes with their probabilities, those without overlap that the window owns.
     pub fn mentions(&self, proposals: &[(Range<usize>, f32)]) -> (Scored, Vec<usize>) {
         match &self.task {
-            Task::Detect { words, owned, .. } => without_overlap(proposals)
-                .into_iter()
-                .map(|index| &proposals[index])
-                .filter(|(span, _)| owned.contains(&words[span.end - 1].last))
-                .map(|(span, score)| {
-                    let (first, last) = (&words[span.start], &words[span.end - 1]);
-                    ((first.bytes.start..last.bytes.end, *score), last.last)
-                })
-                .unzip(),
+            Task::Detect {
+                words,
+                owned,
+                threshold,
+                ..
+            } => {
+                let mut own: Vec<_> = without_overlap(proposals)
+                    .into_iter()
+                    .map(|index| &proposals[index])
+                    .filter(|(span, _)| owned.contains(&words[span.end - 1].last))
+                    .collect();
+                if own.iter().any(|(_, score)| score >= threshold) {
+                    own.retain(|(_, score)| score >= threshold);
+                }
+                own.into_iter()
+                    .map(|(span, score)| {
+                        let (first, last) = (&words[span.start], &words[span.end - 1]);
+                        ((first.bytes.start..last.bytes.end, *score), last.last)
+                    })
+                    .unzip()
+            }
             Task::Spans(spans) => spans
                 .iter()
                 .map(|(bytes, end)| ((bytes.clone(), 1.0), *end))
@@ -117,7 +131,7 @@ fn detect(
         )
         .hint("Pass the spans: ner_entity_embeddings(text, int4range[]), or use another head."));
     };
-    let threshold = threshold.unwrap_or(detector.threshold);
+    let (threshold, floor) = detector.thresholds(threshold);
     let text: Arc<str> = text.into();
     let encoded = model.tokenizer.encode(&text)?;
     let words = words(&text, &encoded);
@@ -143,6 +157,7 @@ fn detect(
                 words: words.collect(),
                 owned: token(window.owned.start)..token(window.owned.end),
                 threshold,
+                floor,
             };
             Some(sequence(model, &encoded, &window, task, embed, &text))
         })
@@ -337,4 +352,51 @@ fn join(text: &str, outputs: Vec<WindowOutput>) -> Vec<Mention> {
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A window of one-token words "w0 w1 ...", of which it owns those from the second on.
+    fn window(words: usize, threshold: f32, floor: f32) -> Window {
+        let words = (0..words).map(|word| Word {
+            bytes: 3 * word..3 * word + 2,
+            first: word + 1,
+            last: word + 1,
+            alphanumeric: true,
+        });
+        let words: Vec<Word> = words.collect();
+        let owned = 2..words.len() + 1;
+        Window {
+            ids: Vec::new(),
+            task: Task::Detect {
+                words,
+                owned,
+                threshold,
+                floor,
+            },
+            embed: true,
+            text: "".into(),
+        }
+    }
+
+    #[test]
+    fn the_floor_counts_where_no_mention_of_the_window_reaches_the_threshold() {
+        let window = window(5, 0.1, 0.02);
+        let of_neighbour = (0..1, 0.9);
+        let unsure = [
+            of_neighbour.clone(),
+            (1..2, 0.05),
+            (1..3, 0.03),
+            (4..5, 0.02),
+        ];
+        let (found, ends) = window.mentions(&unsure);
+        assert_eq!(found, [(3..5, 0.05), (12..14, 0.02)]);
+        assert_eq!(ends, [2, 5]);
+        let sure = [of_neighbour, (1..2, 0.05), (2..4, 0.1)];
+        let (found, ends) = window.mentions(&sure);
+        assert_eq!(found, [(6..11, 0.1)]);
+        assert_eq!(ends, [4]);
+    }
 }

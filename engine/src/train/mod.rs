@@ -99,6 +99,7 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
             block: options.probe_block,
             file: "mentions.safetensors".to_owned(),
             threshold: probe.threshold,
+            floor: options.floor,
         }),
         provenance: serde_json::json!({
             "command": command,

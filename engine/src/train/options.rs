@@ -165,6 +165,9 @@ pub struct TrainOptions {
     /// Least probability of a detected mention; chosen for the best F1 on held-out texts if absent
     #[arg(long)]
     pub threshold: Option<f32>,
+    /// Least probability of one where none reaches the threshold; absent: there is none then
+    #[arg(long)]
+    pub floor: Option<f32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]

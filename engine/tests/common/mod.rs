@@ -97,6 +97,7 @@ pub fn write_head_of(folder: &Path, representations: Vec<Representation>) -> Hea
             block: 2,
             file: "mentions.safetensors".to_owned(),
             threshold: 0.01,
+            floor: None,
         }),
         provenance: serde_json::Value::Null,
     };

@@ -111,6 +111,28 @@ fn mentions_without_embeddings_are_the_same_mentions() {
 }
 
 #[test]
+fn a_text_of_nothing_sure_has_what_is_likeliest() {
+    let server = SERVER.turn();
+    let mut client = server.connect();
+    let text = "It was a good holiday.";
+    let unsure = mentions(&mut client, text).unwrap();
+    assert!(covers(&unsure, text, "holiday"), "{unsure:?}");
+    assert!(unsure.iter().all(|mention| mention.score < 0.1));
+    // A threshold of one's own has no floor below it, and beside a sure mention there is no unsure one.
+    client
+        .batch_execute("set ner_retriever.detection_threshold = 0.1")
+        .unwrap();
+    assert!(mentions(&mut client, text).unwrap().is_empty());
+    client
+        .batch_execute("reset ner_retriever.detection_threshold")
+        .unwrap();
+    let text = format!("{text} Ada Lovelace came from London.");
+    let sure = mentions(&mut client, &text).unwrap();
+    assert!(sure.iter().all(|mention| mention.score >= 0.1), "{sure:?}");
+    assert!(covers(&sure, &text, "London"), "{sure:?}");
+}
+
+#[test]
 fn texts_of_an_array_are_numbered_and_none_is_lost() {
     let server = SERVER.turn();
     let mut client = server.connect();
