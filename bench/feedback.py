@@ -27,6 +27,7 @@ CANDIDATES = 100
 CHOSEN = (0.04, 1.5, True)
 FOR_EACH, MOST, ANCHORS = 4, 10_000, 500
 CHOSEN_SMOOTHING = (0.1, 200)
+CHOSEN_WORDS = (50, 0.08)
 FUNCTION_WORDS = "a an and any as at by for from in into is of on or that the to which who with".split()
 FEWEST_TEXTS = 5
 SIZES = ((None, 1), (5000, 4), (1000, 8))

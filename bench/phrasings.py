@@ -15,7 +15,7 @@ import numpy as np
 import feedback
 
 PHRASINGS = json.loads((Path(__file__).parent / "phrasings.json").read_text())
-REACH, WORDS_WEIGHT = 50, 0.08
+FIRST = 10
 
 
 def phrasings(name):
@@ -34,15 +34,15 @@ def ranked(query, name, mentions, near, wanted):
     refined = feedback.refine(query, mentions, *feedback.CHOSEN)
     by_type = mentions @ (refined / np.linalg.norm(refined))
     smoothed = feedback.smooth(by_type, mentions, wanted, *feedback.CHOSEN_SMOOTHING)
-    return smoothed + WORDS_WEIGHT * feedback.shares(name, near)
+    return smoothed + feedback.CHOSEN_WORDS[1] * feedback.shares(name, near)
 
 
 def main():
     arguments = feedback.parser(__doc__).parse_args()
     documents, names, places, mentions = feedback.read(arguments)
     texts = places[:, 0]
-    near = feedback.stems_near(documents, places, REACH)
-    gold = {kind: found for kind, found in feedback.gold(documents, names).items() if len(found) >= 10}
+    near = feedback.stems_near(documents, places, feedback.CHOSEN_WORDS[0])
+    gold = {kind: found for kind, found in feedback.gold(documents, names).items() if len(found) >= FIRST}
     asked = {kind: phrasings(names[kind]) for kind in gold}
     queries = feedback.embed(sorted({phrase for of_type in asked.values() for phrase in of_type.values()}))
     print(f"{len(gold)} types, {len(documents)} texts", "type alone", "as ner_search", "first ten", sep="\t")
@@ -51,11 +51,11 @@ def main():
         for kind, relevant in gold.items():
             phrase = asked[kind][phrasing]
             query, count = queries[phrase], len(relevant)
-            by_rank = [ranked(query, phrase, mentions, near, wanted) for wanted in (count, 10)]
+            by_rank = [ranked(query, phrase, mentions, near, wanted) for wanted in (count, FIRST)]
             scores.append([
                 feedback.precision(mentions @ query, texts, len(documents), relevant, count),
                 feedback.precision(by_rank[0], texts, len(documents), relevant, count),
-                feedback.precision(by_rank[1], texts, len(documents), relevant, 10),
+                feedback.precision(by_rank[1], texts, len(documents), relevant, FIRST),
             ])
         print(phrasing, *(f"{score:.4f}" for score in np.mean(scores, axis=0)), sep="\t", flush=True)
 
