@@ -46,8 +46,8 @@ impl<'a> Finder<'a> {
         };
         let scores = self.downloads.finish(scores)?;
         for (span, score) in self.candidates.spans.iter().zip(scores) {
-            if let Task::Detect { floor, .. } = &self.windows[span.sequence].task
-                && score >= *floor
+            if let Task::Detect { thresholds, .. } = &self.windows[span.sequence].task
+                && score >= thresholds.floor
             {
                 let words = span.first_word..span.last_word + 1;
                 proposals[span.sequence].push((words, score));

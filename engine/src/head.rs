@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     error::{EngineError, ErrorKind, Result, compute, head_damaged},
-    mentions::probe::Probe,
+    mentions::{decode::Thresholds, probe::Probe},
     model::identity::hex,
     projection::{Projection, ProjectionKind},
     representation::Representation,
@@ -55,23 +55,22 @@ pub struct DetectorDescription {
     /// 0-based block whose incoming hidden states the probe reads.
     pub block: usize,
     pub file: String,
-    /// Least probability of a mention.
+    /// Least probability of a mention beside likely ones.
     pub threshold: f32,
-    /// The same in a window of text where none reaches the threshold, which no search could find; absent: it has
-    /// no mention.
+    /// The same in a window of text where none reaches the threshold, which no search could find; beside a
+    /// likelier one the same share of its probability, up to the threshold. Absent: the threshold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor: Option<f32>,
 }
 
 impl DetectorDescription {
     /// The threshold and the floor; one that is `asked` for is both.
-    pub fn thresholds(&self, asked: Option<f32>) -> (f32, f32) {
-        match asked {
-            Some(threshold) => (threshold, threshold),
-            None => {
-                let floor = self.floor.unwrap_or(self.threshold);
-                (self.threshold, floor.min(self.threshold))
-            }
+    pub fn thresholds(&self, asked: Option<f32>) -> Thresholds {
+        let threshold = asked.unwrap_or(self.threshold);
+        let floor = self.floor.filter(|_| asked.is_none());
+        Thresholds {
+            threshold,
+            floor: floor.map_or(threshold, |floor| floor.min(threshold)),
         }
     }
 }

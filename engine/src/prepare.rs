@@ -10,7 +10,7 @@ use crate::{
     embedder::{Found, Scored, WindowOutput},
     error::{EngineError, ErrorKind, Result},
     head::Head,
-    mentions::decode::without_overlap,
+    mentions::decode::{Thresholds, without_overlap},
     model::BaseModel,
     representation::{MAX_SUFFIX, longest_query},
     text::{Word, char_starts, token_at, trim, words},
@@ -35,10 +35,7 @@ pub enum Task {
     Detect {
         words: Vec<Word>,
         owned: Range<usize>,
-        /// Least probability of a mention.
-        threshold: f32,
-        /// The same if none reaches the threshold.
-        floor: f32,
+        thresholds: Thresholds,
     },
     /// Embed given spans: their bytes of the whole text, and the token that holds their end.
     Spans(Vec<(Range<usize>, usize)>),
@@ -68,17 +65,16 @@ impl Window {
             Task::Detect {
                 words,
                 owned,
-                threshold,
-                ..
+                thresholds,
             } => {
                 let mut own: Vec<_> = without_overlap(proposals)
                     .into_iter()
                     .map(|index| &proposals[index])
                     .filter(|(span, _)| owned.contains(&words[span.end - 1].last))
                     .collect();
-                if own.iter().any(|(_, score)| score >= threshold) {
-                    own.retain(|(_, score)| score >= threshold);
-                }
+                let likeliest = own.iter().map(|(_, score)| *score).fold(0.0, f32::max);
+                let least = thresholds.beside(likeliest);
+                own.retain(|(_, score)| *score >= least);
                 own.into_iter()
                     .map(|(span, score)| {
                         let (first, last) = (&words[span.start], &words[span.end - 1]);
@@ -131,7 +127,7 @@ fn detect(
         )
         .hint("Pass the spans: ner_entity_embeddings(text, int4range[]), or use another head."));
     };
-    let (threshold, floor) = detector.thresholds(threshold);
+    let thresholds = detector.thresholds(threshold);
     let text: Arc<str> = text.into();
     let encoded = model.tokenizer.encode(&text)?;
     let words = words(&text, &encoded);
@@ -156,8 +152,7 @@ fn detect(
             let task = Task::Detect {
                 words: words.collect(),
                 owned: token(window.owned.start)..token(window.owned.end),
-                threshold,
-                floor,
+                thresholds,
             };
             Some(sequence(model, &encoded, &window, task, embed, &text))
         })
@@ -373,8 +368,7 @@ mod tests {
             task: Task::Detect {
                 words,
                 owned,
-                threshold,
-                floor,
+                thresholds: Thresholds { threshold, floor },
             },
             embed: true,
             text: "".into(),
@@ -382,21 +376,16 @@ mod tests {
     }
 
     #[test]
-    fn the_floor_counts_where_no_mention_of_the_window_reaches_the_threshold() {
+    fn the_likeliest_of_its_own_mentions_tells_which_count_in_a_window() {
         let window = window(5, 0.1, 0.02);
-        let of_neighbour = (0..1, 0.9);
-        let unsure = [
-            of_neighbour.clone(),
-            (1..2, 0.05),
-            (1..3, 0.03),
-            (4..5, 0.02),
-        ];
+        let (of_neighbour, nested) = ((0..1, 0.9), (1..3, 0.03));
+        let unsure = [of_neighbour, (1..2, 0.05), nested, (4..5, 0.02)];
         let (found, ends) = window.mentions(&unsure);
         assert_eq!(found, [(3..5, 0.05), (12..14, 0.02)]);
         assert_eq!(ends, [2, 5]);
-        let sure = [of_neighbour, (1..2, 0.05), (2..4, 0.1)];
-        let (found, ends) = window.mentions(&sure);
-        assert_eq!(found, [(6..11, 0.1)]);
-        assert_eq!(ends, [4]);
+        let surer = [(1..2, 0.05), (2..4, 0.2), (4..5, 0.03)];
+        let (found, ends) = window.mentions(&surer);
+        assert_eq!(found, [(3..5, 0.05), (6..11, 0.2)]);
+        assert_eq!(ends, [2, 4]);
     }
 }

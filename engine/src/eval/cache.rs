@@ -109,8 +109,8 @@ fn key(
     }
     match (spans, &head.description.detector, &head.probe) {
         (Spans::Detected, Some(detector), Some(probe)) => {
-            let (threshold, floor) = detector.thresholds(threshold);
-            hasher.update(format!("detected {} {threshold} {floor}\n", detector.block));
+            let thresholds = detector.thresholds(threshold);
+            hasher.update(format!("detected {} {thresholds:?}\n", detector.block));
             let mut tensors: Vec<_> = probe.tensors().into_iter().collect();
             tensors.sort_by(|a, b| a.0.cmp(&b.0));
             for (name, tensor) in tensors {

@@ -165,7 +165,8 @@ pub struct TrainOptions {
     /// Least probability of a detected mention; chosen for the best F1 on held-out texts if absent
     #[arg(long)]
     pub threshold: Option<f32>,
-    /// Least probability of one where none reaches the threshold; absent: there is none then
+    /// Least probability of one where none reaches the threshold; beside a likelier one the same share of
+    /// its probability, up to the threshold. Absent: the threshold
     #[arg(long)]
     pub floor: Option<f32>,
 }
