@@ -4,6 +4,8 @@ use crate::text::Word;
 
 /// Longest mention, words. 99.9% of Few-NERD's and MultiCoNER's mentions are shorter.
 pub const MAX_WORDS: usize = 16;
+/// Tokens of a candidate that the probe reads.
+pub const PARTS: usize = 5;
 
 /// Candidate spans of one or more packed sequences, as rows of the packed tokens.
 #[derive(Debug, Clone, Default)]
@@ -12,7 +14,7 @@ pub struct Candidates {
     pub spans: Vec<CandidateSpan>,
     /// Rows of each candidate's tokens: before the first, first, last, and the two after the last.
     /// A row that lies outside the sequence, or on its first token, is `None`.
-    pub rows: Vec<[Option<u32>; 5]>,
+    pub rows: Vec<[Option<u32>; PARTS]>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,11 +7,11 @@
 
 use std::collections::HashMap;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::ops;
 
 use super::{
-    candidates::{Candidates, MAX_WORDS},
+    candidates::{Candidates, MAX_WORDS, PARTS},
     span_network::SpanNetwork,
 };
 use crate::tensor_map::TensorMap;
@@ -43,7 +43,7 @@ impl Probe {
         Ok(Self {
             mean: tensors.take("mean", &[hidden_size])?,
             scale: tensors.take("scale", &[hidden_size])?,
-            tokens: tensors.take("tokens", &[5 * units, hidden_size])?,
+            tokens: tensors.take("tokens", &[PARTS * units, hidden_size])?,
             width: tensors.take("width", &[MAX_WORDS, units])?,
             output: tensors.take("output", &[units, 1])?,
             bias: tensors.take("bias", &[1])?,
@@ -62,6 +62,29 @@ impl Probe {
         ]
         .map(|(name, tensor)| (name.to_owned(), tensor.clone()))
         .into()
+    }
+
+    /// One probe whose log-odds are the mean of those of `probes`, which share their mean and deviation: their
+    /// units side by side.
+    pub fn mean(probes: &[Self]) -> Result<Self> {
+        let [first, ..] = probes else {
+            bail!("the mean of no probes")
+        };
+        let tensors = |of: fn(&Self) -> &Tensor| probes.iter().map(of).collect::<Vec<_>>();
+        let of_tokens = probes.iter().map(|probe| {
+            let (rows, hidden_size) = probe.tokens.dims2()?;
+            probe.tokens.reshape((PARTS, rows / PARTS, hidden_size))
+        });
+        let of_tokens: Vec<Tensor> = of_tokens.collect::<Result<_>>()?;
+        let share = 1.0 / probes.len() as f64;
+        Ok(Self {
+            mean: first.mean.clone(),
+            scale: first.scale.clone(),
+            tokens: Tensor::cat(&of_tokens, 1)?.flatten(0, 1)?.contiguous()?,
+            width: Tensor::cat(&tensors(|probe| &probe.width), 1)?.contiguous()?,
+            output: (Tensor::cat(&tensors(|probe| &probe.output), 0)? * share)?,
+            bias: Tensor::cat(&tensors(|probe| &probe.bias), 0)?.mean_keepdim(0)?,
+        })
     }
 
     pub fn to_device(&self, device: &Device) -> Result<Self> {
@@ -104,5 +127,53 @@ impl Probe {
             return crate::model::cuda::span_scores(self, hidden, candidates).map(Some);
         }
         ops::sigmoid(&self.logits(hidden, candidates)?).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::Word;
+
+    #[test]
+    fn the_mean_of_probes_gives_the_mean_of_their_log_odds() -> Result<()> {
+        let cpu = Device::Cpu;
+        let random = |rows: usize, columns: usize| Tensor::randn(0f32, 1.0, (rows, columns), &cpu);
+        let hidden_size = 7;
+        let (mean, scale) = (
+            random(1, hidden_size)?.squeeze(0)?,
+            random(1, hidden_size)?.squeeze(0)?,
+        );
+        let probe = |units: usize| {
+            Ok(Probe {
+                mean: mean.clone(),
+                scale: scale.clone(),
+                tokens: random(PARTS * units, hidden_size)?,
+                width: random(MAX_WORDS, units)?,
+                output: random(units, 1)?,
+                bias: random(1, 1)?.squeeze(0)?,
+            })
+        };
+        let probes: Vec<Probe> = [3, 5, 16].into_iter().map(probe).collect::<Result<_>>()?;
+
+        let words: Vec<Word> = (0..6)
+            .map(|word| Word {
+                bytes: word..word + 1,
+                first: word + 1,
+                last: word + 1,
+                alphanumeric: true,
+            })
+            .collect();
+        let mut candidates = Candidates::default();
+        candidates.add(0, &words, 0, 7);
+        let hidden = random(7, hidden_size)?;
+        let of_each = probes
+            .iter()
+            .map(|probe| probe.logits(&hidden, &candidates));
+        let expected = Tensor::stack(&of_each.collect::<Result<Vec<_>>>()?, 0)?.mean(0)?;
+        let ours = Probe::mean(&probes)?.logits(&hidden, &candidates)?;
+        let difference = (ours - expected)?.abs()?.max(0)?.to_scalar::<f32>()?;
+        assert!(difference < 1e-4, "{difference}");
+        Ok(())
     }
 }

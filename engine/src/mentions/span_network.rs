@@ -8,14 +8,12 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::candidates::{Candidates, MAX_WORDS};
+use super::candidates::{Candidates, MAX_WORDS, PARTS};
 use crate::model::{
     fused::{cpu_numbers, numbers},
     lanes::exp,
 };
 
-/// Tokens of a candidate that the probe reads.
-const PARTS: usize = 5;
 /// Sums are kept in as many parts, which need no order: they fill one or more registers.
 const LANES: usize = 16;
 

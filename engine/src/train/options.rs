@@ -1,6 +1,9 @@
 //! What `train` can be asked for.
 
-use std::path::{Path, PathBuf};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -141,6 +144,9 @@ pub struct TrainOptions {
     /// Hidden units of the probe
     #[arg(long, default_value_t = 64)]
     pub probe_units: usize,
+    /// Probes that are trained from other random numbers each; the mean of their log-odds counts
+    #[arg(long, default_value = "1")]
+    pub probe_networks: NonZeroUsize,
     /// Share of the hidden states' numbers that it does without at each step
     #[arg(long, default_value_t = 0.0)]
     pub probe_dropout: f64,

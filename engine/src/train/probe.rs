@@ -21,7 +21,10 @@ use crate::{
     eval::detection::{DetectionCounts, DetectionScores},
     features::Features,
     head::{Head, HeadDescription},
-    mentions::{candidates::MAX_WORDS, probe::Probe},
+    mentions::{
+        candidates::{MAX_WORDS, PARTS},
+        probe::Probe,
+    },
     model::BaseModel,
     text::char_starts,
 };
@@ -115,7 +118,13 @@ pub fn train(texts: &Texts, hidden_size: usize, options: &TrainOptions) -> Resul
         .zip(lower)
         .flat_map(|forms| read(forms, both))
         .collect();
-    let (probe, losses) = fit(&examples, hidden_size, options, &mut random).map_err(compute)?;
+    let fits = (0..options.probe_networks.get())
+        .map(|_| fit(&examples, hidden_size, options, &mut random));
+    let fits = fits
+        .collect::<candle_core::Result<Vec<_>>>()
+        .map_err(compute)?;
+    let (probes, losses): (Vec<Probe>, Vec<Vec<f64>>) = fits.into_iter().unzip();
+    let probe = Probe::mean(&probes).map_err(compute)?;
     let curve = threshold_curve(&held_out, &probe).map_err(compute)?;
     let best = curve.iter().max_by(|a, b| a.1.f1.total_cmp(&b.1.f1));
     let threshold = options.threshold.or(best.map(|best| best.0)).unwrap_or(0.5);
@@ -129,7 +138,7 @@ pub fn train(texts: &Texts, hidden_size: usize, options: &TrainOptions) -> Resul
     let parameters: usize = probe.tensors().values().map(Tensor::elem_count).sum();
     let summary = json!({
         "parameters": parameters,
-        "loss_by_epoch": losses.iter().map(|loss| rounded(*loss)).collect::<Vec<_>>(),
+        "loss_by_epoch": losses,
         "held_out_texts": held_out.len(),
         "best_held_out_f1": best.map(|(_, scores)| rounded(scores.f1)),
         "coverage_at_best_f1": best.map(|(_, scores)| rounded(scores.coverage)),
@@ -243,7 +252,7 @@ fn fit(
             schedule.step(&gradients)?;
             progress.inc(1);
         }
-        losses.push(sum / batches as f64);
+        losses.push(rounded(sum / batches as f64));
     }
     progress.finish_and_clear();
     Ok((probe, losses))
@@ -310,12 +319,12 @@ fn initial(
     let rows = Tensor::cat(&rows, 0)?.to_dtype(DType::F32)?;
     let mean = rows.mean(0)?;
     let variance = rows.broadcast_sub(&mean)?.sqr()?.mean(0)?;
-    let bound = 1.0 / (5.0 * hidden_size as f32).sqrt();
-    let tokens: Vec<f32> = (0..5 * units * hidden_size)
+    let bound = 1.0 / ((PARTS * hidden_size) as f32).sqrt();
+    let tokens: Vec<f32> = (0..PARTS * units * hidden_size)
         .map(|_| random.random_range(-bound..=bound))
         .collect();
     let vars = [
-        Var::from_vec(tokens, (5 * units, hidden_size), &Device::Cpu)?,
+        Var::from_vec(tokens, (PARTS * units, hidden_size), &Device::Cpu)?,
         Var::zeros((MAX_WORDS, units), DType::F32, &Device::Cpu)?,
         Var::from_vec(
             (0..units)
