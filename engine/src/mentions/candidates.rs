@@ -60,3 +60,25 @@ impl Candidates {
         }
     }
 }
+
+#[cfg(test)]
+impl Candidates {
+    /// Those of sequences of as many one-token words, and the sequences' tokens together.
+    pub fn of_words(words: &[usize]) -> (Self, usize) {
+        let mut candidates = Self::default();
+        let mut offset = 0;
+        for (sequence, count) in words.iter().enumerate() {
+            let words: Vec<Word> = (0..*count)
+                .map(|word| Word {
+                    bytes: word..word + 1,
+                    first: word + 1,
+                    last: word + 1,
+                    alphanumeric: true,
+                })
+                .collect();
+            candidates.add(sequence, &words, offset, count + 1);
+            offset += count + 1;
+        }
+        (candidates, offset)
+    }
+}

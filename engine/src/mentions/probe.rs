@@ -133,7 +133,6 @@ impl Probe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::Word;
 
     #[test]
     fn the_mean_of_probes_gives_the_mean_of_their_log_odds() -> Result<()> {
@@ -156,17 +155,8 @@ mod tests {
         };
         let probes: Vec<Probe> = [3, 5, 16].into_iter().map(probe).collect::<Result<_>>()?;
 
-        let words: Vec<Word> = (0..6)
-            .map(|word| Word {
-                bytes: word..word + 1,
-                first: word + 1,
-                last: word + 1,
-                alphanumeric: true,
-            })
-            .collect();
-        let mut candidates = Candidates::default();
-        candidates.add(0, &words, 0, 7);
-        let hidden = random(7, hidden_size)?;
+        let (candidates, tokens) = Candidates::of_words(&[6]);
+        let hidden = random(tokens, hidden_size)?;
         let of_each = probes
             .iter()
             .map(|probe| probe.logits(&hidden, &candidates));

@@ -306,26 +306,6 @@ mod tests {
     use candle_nn::ops;
 
     use super::*;
-    use crate::text::Word;
-
-    /// Candidates of sequences of as many one-token words.
-    fn candidates(words: &[usize]) -> (Candidates, usize) {
-        let mut candidates = Candidates::default();
-        let mut offset = 0;
-        for (sequence, count) in words.iter().enumerate() {
-            let words: Vec<Word> = (0..*count)
-                .map(|word| Word {
-                    bytes: word..word + 1,
-                    first: word + 1,
-                    last: word + 1,
-                    alphanumeric: true,
-                })
-                .collect();
-            candidates.add(sequence, &words, offset, count + 1);
-            offset += count + 1;
-        }
-        (candidates, offset)
-    }
 
     /// The same by tensor operations.
     fn reference(
@@ -351,7 +331,7 @@ mod tests {
     #[test]
     fn log_odds_and_gradients_are_those_of_tensor_operations() -> Result<()> {
         for (words, units) in [(&[3, 1, 20][..], 40), (&[1], 16), (&[2, 7], 5)] {
-            let (candidates, tokens) = candidates(words);
+            let (candidates, tokens) = Candidates::of_words(words);
             let var = |rows: usize, columns: usize| {
                 Var::from_tensor(&Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu)?)
             };
