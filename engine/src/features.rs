@@ -9,6 +9,7 @@ use std::{
 
 use candle_core::{DType, Device, Tensor, safetensors};
 use indicatif::{ProgressBar, ProgressStyle};
+use ner_retriever_protocol::Span;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -295,6 +296,8 @@ pub fn write(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {
     fs::rename(&part, path).map_err(|e| unwritable(path, &e))
 }
 
+/// A hash of all that features depend on. Where mentions are is part of it if something of them is kept, what
+/// type they are labelled with never: texts that are labelled anew need no other pass.
 fn key(model: &BaseModel, states: bool, documents: &[Document], kept: &Kept) -> String {
     let mut hasher = Sha256::new();
     hasher.update(format!("{} {:?} {}\n", model.hash, kept.hidden, states));
@@ -304,8 +307,12 @@ fn key(model: &BaseModel, states: bool, documents: &[Document], kept: &Kept) -> 
     for representation in &kept.representations {
         hasher.update(representation.of_mentions());
     }
-    for document in documents {
-        hasher.update(format!("{document:?}\n"));
+    for Document { text, mentions } in documents {
+        hasher.update(format!("{text:?}\n"));
+        if !kept.representations.is_empty() {
+            let spans: Vec<Span> = mentions.iter().map(|mention| mention.span).collect();
+            hasher.update(format!("{spans:?}\n"));
+        }
     }
     hex(&hasher.finalize())[..16].to_owned()
 }

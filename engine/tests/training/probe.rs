@@ -150,3 +150,37 @@ fn of_several_probes_the_mean_counts() -> candle_core::Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn the_base_model_reads_texts_that_are_labelled_anew_once() {
+    let Some(model) = model() else { return };
+    let folder = Folder::new("labelled_anew");
+    let files = || {
+        let folders = fs::read_dir(folder.0.join("features")).unwrap();
+        let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
+        files.count()
+    };
+    let corpus = folder.0.join("corpus.jsonl");
+    let train = |out: &str, corpus_of_probe: &str| {
+        let options = ["--block", "22", "--probe-corpus", corpus_of_probe];
+        let output = folder.train(&model, out, &options);
+        assert!(output.status.success(), "{output:?}");
+        files()
+    };
+    let labelled = fs::read_to_string(&corpus).unwrap();
+    let probe_corpus = folder.0.join("probe.jsonl");
+    fs::write(&probe_corpus, &labelled).unwrap();
+    let read = train("first", probe_corpus.to_str().unwrap());
+    // Of the probe's texts no mention is read, of the projection's their types are not.
+    let of_other_types = labelled.replace("\"river\"", "\"city\"");
+    let of_other_spans = labelled.replace(
+        &line("We followed the [Danube] downstream.", "river"),
+        &line("We followed the Danube [downstream].", "river"),
+    );
+    assert!(of_other_types != labelled && of_other_spans != labelled);
+    fs::write(&corpus, of_other_types).unwrap();
+    fs::write(&probe_corpus, &of_other_spans).unwrap();
+    assert_eq!(train("second", probe_corpus.to_str().unwrap()), read);
+    fs::write(&corpus, of_other_spans).unwrap();
+    assert!(train("third", probe_corpus.to_str().unwrap()) > read);
+}
