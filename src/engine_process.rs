@@ -53,12 +53,18 @@ impl EngineCommand {
     }
 
     fn configured(program: PathBuf, explains: bool) -> Self {
-        let model = gucs::model().unwrap_or_else(|| paths::shipped_model().into_os_string());
+        let model_or_shipped = |path: Option<OsString>| {
+            path.unwrap_or_else(|| paths::shipped_model().into_os_string())
+        };
         let head = gucs::head().unwrap_or_else(|| paths::shipped_head().into_os_string());
-        let options: [(&str, OsString); 12] = [
+        let options: [(&str, OsString); 13] = [
             ("--listen-fd", number(LISTEN_FD)),
             ("--status-socket", STATUS_SOCKET_PATH.into()),
-            ("--model", model),
+            ("--model", model_or_shipped(gucs::model())),
+            (
+                "--companion-model",
+                model_or_shipped(gucs::companion_model()),
+            ),
             ("--head", head),
             ("--device", gucs::device()),
             ("--dtype", gucs::dtype()),

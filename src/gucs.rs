@@ -19,6 +19,8 @@ type Int = GucSetting<i32>;
 static MODEL: Text = Text::new(Some(c""));
 /// Empty: the head that was trained for the shipped model.
 static HEAD: Text = Text::new(Some(c""));
+/// Empty: the shipped model. The shipped heads for other models have its head for a companion.
+static COMPANION_MODEL: Text = Text::new(Some(c""));
 /// Empty: the program that `make install` puts beside the library. Packagers may have to put
 /// programs elsewhere.
 static ENGINE: Text = Text::new(Some(c""));
@@ -82,6 +84,12 @@ fn define_paths() {
         c"Folder of the head that was trained for the base model.",
         c"Empty means the head that is shipped with the extension. A relative path starts at the data directory.",
         &HEAD,
+    );
+    text(
+        c"ner_retriever.companion_model",
+        c"Base model of the head's companion, where the head has one: a GGUF file or a Hugging Face folder.",
+        c"Empty means the model that is shipped with the extension. A relative path starts at the data directory.",
+        &COMPANION_MODEL,
     );
     text(
         c"ner_retriever.engine",
@@ -226,6 +234,11 @@ pub fn model() -> Option<OsString> {
 /// The configured head; `None` means the shipped one.
 pub fn head() -> Option<OsString> {
     path(&HEAD)
+}
+
+/// The configured base model of the head's companion; `None` means the shipped one.
+pub fn companion_model() -> Option<OsString> {
+    path(&COMPANION_MODEL)
 }
 
 /// The configured engine program; `None` means the shipped one.

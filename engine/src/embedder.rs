@@ -9,18 +9,21 @@ use rayon::prelude::*;
 use crate::{
     backend::{Backend, Input, Output},
     batches::parts,
+    companion::Companion,
     device,
     download::Downloads,
     error::{EngineError, ErrorKind, Result, compute},
     finder::Finder,
+    finish::finish,
     head::{self, Head, HeadDescription},
     model::{
         BaseModel, Checkpoint, MAX_WINDOW, Numbers, default_numbers,
         llama::{Packed, Wanted},
     },
-    prepare::{Prepared, Task, Window, finish, prepare},
+    prepare::{Prepared, Task, Window, prepare},
     projection::Side,
-    representation::{Representation, mention_suffixes, represent, represent_types, want},
+    representation::{Representation, mention_suffixes, represent, want},
+    sources::Sources,
     suffixes::Place,
 };
 
@@ -37,6 +40,7 @@ pub type Scored = Vec<(Range<usize>, f32)>;
 pub struct Embedder {
     model: BaseModel,
     head: Head,
+    companion: Option<Companion>,
     info: ModelInfo,
     device: Device,
     downloads: Downloads,
@@ -76,48 +80,65 @@ pub struct Represented {
     /// Per window: bytes and score of each mention.
     pub found: Vec<Scored>,
     /// The representations of the mentions in windows that ask for embeddings, in the same order,
-    /// `[mentions, input_dims]`; `None` if there are none.
+    /// `[mentions, input_dims]`, the companion's beside them if its embeddings count; `None` if there are none.
     pub values: Option<Tensor>,
 }
 
 impl Embedder {
-    /// Loads a base model and a head, to run in `numbers` or those that suit the device.
+    /// Loads a base model and a head that has no companion: [`Self::load_from`].
     ///
     /// # Errors
-    /// Every kind that names a model or a head.
+    /// As there.
     pub fn load(
         model: &Path,
         head: &Path,
         device: Device,
         numbers: Option<Numbers>,
     ) -> Result<Self> {
-        let description = HeadDescription::read(head)?;
-        let mut checkpoint = Checkpoint::open(model, &device)?;
+        Self::load_from(&Sources::new(model, head), device, numbers)
+    }
+
+    /// Loads a base model and a head with its companion, to run in `numbers` or those that suit the device.
+    ///
+    /// # Errors
+    /// Every kind that names a model or a head.
+    pub fn load_from(sources: &Sources, device: Device, numbers: Option<Numbers>) -> Result<Self> {
+        let description = HeadDescription::read(&sources.head)?;
+        let mut checkpoint = Checkpoint::open(&sources.model, &device)?;
         if let Some(numbers) = numbers {
             checkpoint = checkpoint.in_numbers(numbers);
         }
         let config = checkpoint.config();
         description.check_base_model(checkpoint.hash(), config.blocks, config.kv_dim())?;
-        let head = Head::load(head, description, config.hidden_size, &device)?;
-        let model_path = model.display().to_string();
+        let companion = description.companion.as_ref();
+        let companion = companion
+            .map(|companion| Companion::load(sources, companion, &device, numbers))
+            .transpose()?;
+        let head = Head::load(&sources.head, description, config.hidden_size, &device)?;
         let model = checkpoint.load(head.description.last_block())?;
         let representations = head
             .description
             .representations
             .iter()
             .map(Representation::block);
+        let own = head::fingerprint(&model.hash, &head.hash);
+        let embedding = companion.as_ref().and_then(Companion::embedding);
+        let dims = head.description.projection.dims as u32;
         Ok(Self {
             info: ModelInfo {
-                model: model_path,
+                model: sources.model.display().to_string(),
                 head: head.description.name.clone(),
-                fingerprint: head::fingerprint(&model.hash, &head.hash),
+                fingerprint: companion
+                    .as_ref()
+                    .map_or(own.clone(), |c| c.fingerprint(&own)),
                 device: device::name(&device),
                 block: representations.max().unwrap_or(0) as u32,
-                dims: head.description.projection.dims as u32,
+                dims: dims + embedding.map_or(0, |companion| companion.info.dims),
                 dtype: numbers.unwrap_or(default_numbers(&device)).to_string(),
             },
             model,
             head,
+            companion,
             device,
             downloads: Downloads::default(),
         })
@@ -129,6 +150,15 @@ impl Embedder {
 
     pub fn head(&self) -> &Head {
         &self.head
+    }
+
+    pub fn companion(&self) -> Option<&Companion> {
+        self.companion.as_ref()
+    }
+
+    /// Whether it finds mentions.
+    pub fn detects(&self) -> bool {
+        self.head.probe.is_some() || self.companion.is_some()
     }
 
     pub fn device(&self) -> &Device {
@@ -162,16 +192,11 @@ impl Embedder {
             self.device.synchronize()?;
             Ok(activations)
         };
-        pass().map(drop).map_err(compute)
-    }
-
-    /// The unprojected representations of types, given by their windows, `[types, input_dims]`.
-    ///
-    /// # Errors
-    /// `OutOfMemory`, `Internal`.
-    pub fn represent_types(&self, windows: &[&Window]) -> Result<Tensor> {
-        let names: Vec<&str> = windows.iter().map(|window| &*window.text).collect();
-        represent_types(&self.model, &self.head.description.representations, &names)
+        pass().map(drop).map_err(compute)?;
+        match &self.companion {
+            Some(companion) => companion.embedder().rehearse(tokens),
+            None => Ok(()),
+        }
     }
 
     /// Runs the model over windows of texts and reads mentions, and the representations of those in
@@ -180,6 +205,17 @@ impl Embedder {
     /// # Errors
     /// `OutOfMemory`, `Internal`.
     pub fn represent(&self, windows: &[&Window]) -> Result<Represented> {
+        match &self.companion {
+            Some(companion) => companion.represent(self, windows),
+            None => self.represent_alone(windows),
+        }
+    }
+
+    /// [`Self::represent`] without the companion.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Internal`.
+    pub fn represent_alone(&self, windows: &[&Window]) -> Result<Represented> {
         let parts = parts(windows, &self.device, |window| window.ids.len());
         let parts = parts.into_par_iter().map(|part| self.pass(part));
         let parts = parts.collect::<Result<Vec<_>>>()?;
@@ -243,7 +279,7 @@ impl Embedder {
     fn texts(&self, windows: &[&Window]) -> Result<Vec<WindowOutput>> {
         let represented = self.represent(windows)?;
         let mut embeddings = match &represented.values {
-            Some(values) => self.project(values, Side::Mention)?,
+            Some(values) => self.rows(values, Side::Mention)?,
             None => Vec::new(),
         }
         .into_iter();
@@ -271,7 +307,7 @@ impl Embedder {
         if windows.is_empty() {
             return Ok(Vec::new());
         }
-        let embeddings = self.project(&self.represent_types(windows)?, Side::Type)?;
+        let embeddings = self.rows(&self.represent_types(windows)?, Side::Type)?;
         let outputs = embeddings.into_iter().map(|embedding| WindowOutput {
             mentions: vec![Found {
                 bytes: 0..0,
@@ -282,16 +318,8 @@ impl Embedder {
         Ok(outputs.collect())
     }
 
-    /// Embeddings of representations `[n, input_dims]`.
-    ///
-    /// # Errors
-    /// `OutOfMemory`, `Internal`.
-    pub fn project(&self, values: &Tensor, side: Side) -> Result<Vec<Vec<f32>>> {
-        self.head
-            .projection
-            .apply(values, side)
-            .and_then(|embeddings| embeddings.to_vec2())
-            .map_err(compute)
+    fn rows(&self, values: &Tensor, side: Side) -> Result<Vec<Vec<f32>>> {
+        self.project(values, side)?.to_vec2().map_err(compute)
     }
 }
 
@@ -305,7 +333,18 @@ impl Backend for Embedder {
     }
 
     fn prepare(&self, input: Input) -> Result<(Prepared, Vec<Window>)> {
-        prepare(&self.model, &self.head, input)
+        let size = self.model.window_size();
+        match (&self.companion, &input) {
+            (None, _) => prepare(&self.model, &self.head, input, size),
+            (Some(companion), Input::Text { .. }) => companion.prepare(&self.model, input),
+            (Some(companion), Input::Type { .. }) => {
+                if let Some(companion) = companion.embedding() {
+                    // Its query forms must fit as well.
+                    companion.prepare(input.clone())?;
+                }
+                prepare(&self.model, &self.head, input, size)
+            }
+        }
     }
 
     fn batch_tokens(&self, wanted: usize) -> Result<usize, EngineError> {
@@ -337,7 +376,7 @@ impl Backend for Embedder {
     }
 
     fn tokens(&self, window: &Window) -> usize {
-        window.ids.len()
+        window.tokens()
     }
 
     fn forward(&self, windows: &[&Window]) -> Result<Vec<WindowOutput>, EngineError> {

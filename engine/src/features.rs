@@ -157,7 +157,7 @@ impl Labelled {
         for mention in &document.mentions {
             let bytes = starts[mention.span.start as usize]..starts[mention.span.end as usize];
             // A mention beyond the window stands at its end; there is none in a corpus of sentences.
-            let end = token_at(&encoded, bytes.end - 1);
+            let end = token_at(&encoded.offsets, bytes.end - 1);
             ends.push(end.unwrap_or(encoded.ids.len().saturating_sub(1)));
             let mention = &document.text[bytes];
             suffixes.push(mention_suffixes(model, &kept.representations, mention)?);

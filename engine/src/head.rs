@@ -26,8 +26,11 @@ pub struct HeadDescription {
     /// What represents a mention: one vector, or several side by side.
     pub representations: Vec<Representation>,
     pub projection: ProjectionDescription,
-    /// Absent: the head works with spans given by the caller only.
+    /// Absent, without a companion: the head works with spans given by the caller only.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub detector: Option<DetectorDescription>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub companion: Option<CompanionDescription>,
     /// Where the head comes from and how well it does, for people.
     #[serde(default)]
     pub provenance: serde_json::Value,
@@ -63,6 +66,15 @@ pub struct DetectorDescription {
     pub floor: Option<f32>,
 }
 
+/// Another head, for another base model, that finds the mentions and is asked as well.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CompanionDescription {
+    /// Its folder, from this head's folder.
+    pub head: String,
+    /// The share of its cosines in those of both; 0: it finds the mentions alone.
+    pub weight: f64,
+}
+
 impl DetectorDescription {
     /// The threshold and the floor; one that is `asked` for is both.
     pub fn thresholds(&self, asked: Option<f32>) -> Thresholds {
@@ -95,6 +107,17 @@ impl HeadDescription {
         let description: Self = serde_json::from_str(&text).map_err(|e| head_damaged(&path, e))?;
         if description.representations.is_empty() {
             return Err(head_damaged(&path, "it has no representation"));
+        }
+        if let Some(companion) = &description.companion {
+            if description.detector.is_some() {
+                return Err(head_damaged(&path, "it has a detector and a companion"));
+            }
+            if !(0.0..1.0).contains(&companion.weight) {
+                return Err(head_damaged(
+                    &path,
+                    "its companion's weight is not from 0 to below 1",
+                ));
+            }
         }
         match description
             .representations

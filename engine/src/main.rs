@@ -18,6 +18,7 @@ use ner_retriever_engine::{
     model::Checkpoint,
     representation::TYPE_PLACE,
     server::{self, ServeOptions},
+    sources::Sources,
     startup::Startup,
     sweep,
     train::{self, TrainOptions},
@@ -53,12 +54,8 @@ struct Serve {
     /// Path of a socket to listen on as well, which ends with this engine
     #[arg(long)]
     status_socket: Option<PathBuf>,
-    /// GGUF file or Hugging Face folder
-    #[arg(long)]
-    model: PathBuf,
-    /// Folder of the head
-    #[arg(long)]
-    head: PathBuf,
+    #[command(flatten)]
+    sources: Sources,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
@@ -89,10 +86,8 @@ struct Serve {
 
 #[derive(Args)]
 struct Eval {
-    #[arg(long)]
-    model: PathBuf,
-    #[arg(long)]
-    head: PathBuf,
+    #[command(flatten)]
+    sources: Sources,
     /// JSON lines, plain or gzip
     #[arg(long)]
     corpus: PathBuf,
@@ -215,7 +210,7 @@ fn load(options: &Serve) -> Result<Embedder, EngineError> {
     device::check_detector(&options.detector)?;
     let device = device::select(&options.device)?;
     let numbers = device::numbers(&options.dtype, &device)?;
-    let embedder = Embedder::load(&options.model, &options.head, device, Some(numbers))?;
+    let embedder = Embedder::load_from(&options.sources, device, Some(numbers))?;
     // Here, where a GPU without enough memory still makes way.
     embedder.batch_tokens(options.batch_tokens)?;
     Ok(embedder)
@@ -248,7 +243,7 @@ fn eval(options: &Eval) -> Result<(), EngineError> {
     let names = corpus::read_type_names(&options.types, &options.corpus)?;
     let device = device::select(&options.device)?;
     let numbers = device::numbers(&options.dtype, &device)?;
-    let embedder = Embedder::load(&options.model, &options.head, device, Some(numbers))?;
+    let embedder = Embedder::load_from(&options.sources, device, Some(numbers))?;
     let report = eval::evaluate(
         &embedder,
         &documents,

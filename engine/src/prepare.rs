@@ -1,13 +1,12 @@
-//! Before and after the model: texts to windows of tokens, and what the model found in them back to
-//! characters of the text.
+//! Before the model: texts to windows of tokens.
 
 use std::{ops::Range, sync::Arc};
 
-use ner_retriever_protocol::{Mention, Span, TextRequest};
+use ner_retriever_protocol::{Span, TextRequest};
 
 use crate::{
-    backend::{Input, Output},
-    embedder::{Found, Scored, WindowOutput},
+    backend::Input,
+    embedder::Scored,
     error::{EngineError, ErrorKind, Result},
     head::Head,
     mentions::decode::{Thresholds, without_overlap},
@@ -22,6 +21,8 @@ use crate::{
 pub struct Window {
     /// Token ids, the model's first token included.
     pub ids: Vec<u32>,
+    /// Bytes of the text that they cover.
+    pub bytes: Range<usize>,
     pub task: Task,
     pub embed: bool,
     /// The whole text, or a type's name.
@@ -39,6 +40,12 @@ pub enum Task {
     },
     /// Embed given spans: their bytes of the whole text, and the token that holds their end.
     Spans(Vec<(Range<usize>, usize)>),
+    /// Embed what a companion finds in its own window of the same bytes; `offsets` are the bytes of the whole text
+    /// that each token but the first covers.
+    Follow {
+        leader: Box<Window>,
+        offsets: Vec<(usize, usize)>,
+    },
     /// Embed a type's name.
     Type,
 }
@@ -58,6 +65,15 @@ pub enum Prepared {
 }
 
 impl Window {
+    /// What it takes of a batch.
+    pub fn tokens(&self) -> usize {
+        match &self.task {
+            // They pass one after the other.
+            Task::Follow { leader, .. } => self.ids.len().max(leader.ids.len()),
+            _ => self.ids.len(),
+        }
+    }
+
     /// The mentions of a window of a text and the token that represents each: of the spans of words
     /// that the probe proposes with their probabilities, those without overlap that the window owns.
     pub fn mentions(&self, proposals: &[(Range<usize>, f32)]) -> (Scored, Vec<usize>) {
@@ -86,17 +102,22 @@ impl Window {
                 .iter()
                 .map(|(bytes, end)| ((bytes.clone(), 1.0), *end))
                 .unzip(),
-            Task::Type => Default::default(),
+            Task::Follow { .. } | Task::Type => Default::default(),
         }
     }
 }
 
-/// Tokenizes an input and cuts it into windows.
+/// Tokenizes an input and cuts it into windows of at most `size` tokens.
 ///
 /// # Errors
 /// `InvalidSpan`, `TextTooLarge` for a type's name longer than a window, `HeadMismatch` if
 /// detection is asked of a head without a detector.
-pub fn prepare(model: &BaseModel, head: &Head, input: Input) -> Result<(Prepared, Vec<Window>)> {
+pub fn prepare(
+    model: &BaseModel,
+    head: &Head,
+    input: Input,
+    size: usize,
+) -> Result<(Prepared, Vec<Window>)> {
     match input {
         Input::Type { name } => Ok((Prepared::Type, vec![type_window(model, head, &name)?])),
         Input::Text {
@@ -104,11 +125,11 @@ pub fn prepare(model: &BaseModel, head: &Head, input: Input) -> Result<(Prepared
             embed,
             threshold,
         } => match request {
-            TextRequest { text, spans: None } => detect(model, head, text, threshold, embed),
+            TextRequest { text, spans: None } => detect(model, head, text, threshold, embed, size),
             TextRequest {
                 text,
                 spans: Some(spans),
-            } => given_spans(model, text, spans, embed),
+            } => given_spans(model, text, spans, embed, size),
         },
     }
 }
@@ -119,6 +140,7 @@ fn detect(
     text: String,
     threshold: Option<f32>,
     embed: bool,
+    size: usize,
 ) -> Result<(Prepared, Vec<Window>)> {
     let Some(detector) = head.description.detector.as_ref() else {
         return Err(EngineError::new(
@@ -131,7 +153,7 @@ fn detect(
     let text: Arc<str> = text.into();
     let encoded = model.tokenizer.encode(&text)?;
     let words = words(&text, &encoded);
-    let windows = windows(encoded.ids.len(), model.window_size())
+    let windows = windows(encoded.ids.len(), size)
         .into_iter()
         .filter_map(|window| {
             // Words are in the order of their tokens, so those of a window are contiguous.
@@ -165,11 +187,12 @@ fn given_spans(
     text: String,
     spans: Vec<Span>,
     embed: bool,
+    size: usize,
 ) -> Result<(Prepared, Vec<Window>)> {
     let text: Arc<str> = text.into();
     let encoded = model.tokenizer.encode(&text)?;
     let starts = char_starts(&text);
-    let token_windows = windows(encoded.ids.len(), model.window_size());
+    let token_windows = windows(encoded.ids.len(), size);
     let mut tasks = vec![Vec::new(); token_windows.len()];
     let mut places = Vec::with_capacity(spans.len());
     for span in &spans {
@@ -194,7 +217,7 @@ fn given_spans(
             return Err(invalid("is empty"));
         }
         let bytes = trim(&text, from..to).ok_or_else(|| invalid("holds only white space"))?;
-        let end = token_at(&encoded, bytes.end - 1)
+        let end = token_at(&encoded.offsets, bytes.end - 1)
             .ok_or_else(|| invalid("holds only characters that the model does not know"))?;
         let window = token_windows
             .iter()
@@ -248,11 +271,23 @@ fn type_window(model: &BaseModel, head: &Head, name: &str) -> Result<Window> {
             (most + of_name).saturating_sub(count)
         )));
     }
-    let whole = TokenWindow {
-        tokens: 0..count,
-        owned: 0..count,
+    Ok(whole(model, &encoded, Task::Type, true, &name))
+}
+
+/// The one window of a text that fits into it.
+pub fn whole(
+    model: &BaseModel,
+    encoded: &Encoded,
+    task: Task,
+    embed: bool,
+    text: &Arc<str>,
+) -> Window {
+    let tokens = 0..encoded.ids.len();
+    let window = TokenWindow {
+        tokens: tokens.clone(),
+        owned: tokens,
     };
-    Ok(sequence(model, &encoded, &whole, Task::Type, true, &name))
+    sequence(model, encoded, &window, task, embed, text)
 }
 
 fn sequence(
@@ -266,87 +301,15 @@ fn sequence(
     let mut ids = Vec::with_capacity(window.tokens.len() + 1);
     ids.push(model.tokenizer.first());
     ids.extend_from_slice(&encoded.ids[window.tokens.clone()]);
+    let offsets = &encoded.offsets[window.tokens.clone()];
+    let start = offsets.first().map_or(0, |first| first.0);
     Window {
         ids,
+        bytes: start..offsets.last().map_or(start, |last| last.1),
         task,
         embed,
         text: Arc::clone(text),
     }
-}
-
-/// Joins what was found in an input's windows.
-///
-/// # Errors
-/// `Internal` if an output is missing.
-pub fn finish(prepared: Prepared, outputs: Vec<WindowOutput>) -> Result<Output> {
-    let missing = || EngineError::new(ErrorKind::Internal, "the model left out a mention");
-    match prepared {
-        Prepared::Type => outputs
-            .into_iter()
-            .flat_map(|output| output.mentions)
-            .next()
-            .map(|found| Output::Type(found.embedding))
-            .ok_or_else(missing),
-        Prepared::Detect { text } => Ok(Output::Mentions(join(&text, outputs))),
-        Prepared::Spans {
-            text,
-            spans,
-            places,
-        } => {
-            let starts = char_starts(&text);
-            let mut found: Vec<Vec<Option<Found>>> = outputs
-                .into_iter()
-                .map(|output| output.mentions.into_iter().map(Some).collect())
-                .collect();
-            let mentions = spans
-                .into_iter()
-                .zip(places)
-                .map(|(span, (window, place))| {
-                    let slot = found
-                        .get_mut(window)
-                        .and_then(|window| window.get_mut(place));
-                    let found = slot.and_then(Option::take).ok_or_else(missing)?;
-                    let bytes = starts[span.start as usize]..starts[span.end as usize];
-                    Ok(Mention {
-                        span,
-                        text: text[bytes].to_owned(),
-                        score: found.score,
-                        embedding: found.embedding,
-                    })
-                });
-            mentions.collect::<Result<_>>().map(Output::Mentions)
-        }
-    }
-}
-
-/// Mentions of all windows in the order of the text. Neighbouring windows may have found different
-/// spans around the border between them; the more probable one stays.
-fn join(text: &str, outputs: Vec<WindowOutput>) -> Vec<Mention> {
-    let mut found: Vec<Found> = outputs
-        .into_iter()
-        .flat_map(|output| output.mentions)
-        .collect();
-    let spans: Vec<_> = found
-        .iter()
-        .map(|found| (found.bytes.clone(), found.score))
-        .collect();
-    let starts = char_starts(text);
-    let character = |byte: usize| starts.partition_point(|&start| start < byte) as u32;
-    without_overlap(&spans)
-        .into_iter()
-        .map(|index| {
-            let found = &mut found[index];
-            Mention {
-                span: Span {
-                    start: character(found.bytes.start),
-                    end: character(found.bytes.end),
-                },
-                text: text[found.bytes.clone()].to_owned(),
-                score: found.score,
-                embedding: std::mem::take(&mut found.embedding),
-            }
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -365,6 +328,7 @@ mod tests {
         let owned = 2..words.len() + 1;
         Window {
             ids: Vec::new(),
+            bytes: 0..0,
             task: Task::Detect {
                 words,
                 owned,

@@ -145,7 +145,7 @@ fn sequence<'a>(
     let (mut ends, mut suffixes, mut kinds) = (Vec::new(), Vec::new(), Vec::new());
     for mention in &document.mentions {
         let bytes = starts[mention.span.start as usize]..starts[mention.span.end as usize];
-        if let Some(end) = token_at(&encoded, bytes.end - 1) {
+        if let Some(end) = token_at(&encoded.offsets, bytes.end - 1) {
             ends.push(end);
             kinds.push(mention.kind.as_str());
             suffixes.push(mention_suffixes(

@@ -27,8 +27,8 @@ pub fn words(text: &str, encoded: &Encoded) -> Vec<Word> {
         .filter_map(|(start, word)| {
             let bytes = start..start + word.len();
             Some(Word {
-                first: token_at(encoded, bytes.start)?,
-                last: token_at(encoded, bytes.end - 1)?,
+                first: token_at(&encoded.offsets, bytes.start)?,
+                last: token_at(&encoded.offsets, bytes.end - 1)?,
                 alphanumeric: word.contains(char::is_alphanumeric),
                 bytes,
             })
@@ -36,12 +36,10 @@ pub fn words(text: &str, encoded: &Encoded) -> Vec<Word> {
         .collect()
 }
 
-/// The last token that covers a byte; `None` if no token does.
-pub fn token_at(encoded: &Encoded, byte: usize) -> Option<usize> {
-    let after = encoded.offsets.partition_point(|(start, _)| *start <= byte);
-    (0..after)
-        .rev()
-        .find(|&token| encoded.offsets[token].1 > byte)
+/// The last token that covers a byte, of tokens that cover these bytes each; `None` if no token does.
+pub fn token_at(offsets: &[(usize, usize)], byte: usize) -> Option<usize> {
+    let after = offsets.partition_point(|(start, _)| *start <= byte);
+    (0..after).rev().find(|&token| offsets[token].1 > byte)
 }
 
 /// Byte offset of every character of a text and of its end.
@@ -98,9 +96,9 @@ mod tests {
     #[test]
     fn a_character_of_several_tokens_ends_with_the_last_of_them() {
         let tokens = encoded(&[(0, 4), (0, 4), (0, 4), (4, 5)]);
-        assert_eq!(token_at(&tokens, 3), Some(2));
-        assert_eq!(token_at(&tokens, 4), Some(3));
-        assert_eq!(token_at(&tokens, 5), None);
+        assert_eq!(token_at(&tokens.offsets, 3), Some(2));
+        assert_eq!(token_at(&tokens.offsets, 4), Some(3));
+        assert_eq!(token_at(&tokens.offsets, 5), None);
     }
 
     #[test]

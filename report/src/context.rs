@@ -49,7 +49,7 @@ impl Context {
         }
         let documents = corpus::sample(documents, Some(options.limit), options.seed);
         let minilm = options.minilm.as_deref().map(Minilm::load).transpose()?;
-        let embedder = Embedder::load(&options.model, &options.head, Device::Cpu, None)?;
+        let embedder = Embedder::load_from(&options.sources, Device::Cpu, None)?;
         Ok(Self {
             queries: Queries::new(&documents, &names),
             options,
@@ -70,7 +70,7 @@ impl Context {
 
     /// The mentions that the head's detector finds; `None` if it has no detector.
     pub fn detected(&self) -> Result<Option<&Index>> {
-        if self.embedder.head().probe.is_none() {
+        if !self.embedder.detects() {
             return Ok(None);
         }
         once(&self.detected, || self.index(Spans::Detected)).map(Some)
@@ -82,7 +82,7 @@ impl Context {
 
     /// The head's embeddings of an index's mentions, `[mentions, dims]`.
     pub fn embeddings(&self, index: &Index) -> Result<Tensor> {
-        eval::embeddings(&self.embedder, &index.values, Side::Mention)
+        self.embedder.project(&index.values, Side::Mention)
     }
 
     /// The queried types before projection, `[types, input_dims]`.
@@ -94,7 +94,7 @@ impl Context {
 
     /// The head's embeddings of the queried types, `[types, dims]`.
     pub fn types(&self) -> Result<Tensor> {
-        eval::embeddings(&self.embedder, self.type_values()?, Side::Type)
+        self.embedder.project(self.type_values()?, Side::Type)
     }
 
     /// The head's scores.
@@ -105,8 +105,8 @@ impl Context {
 
     /// The scores of the same vectors without the head's projection.
     pub fn score_unprojected(&self, index: &Index) -> Result<ByType> {
-        let mentions = eval::unprojected(&self.embedder, &index.values)?;
-        let types = eval::unprojected(&self.embedder, self.type_values()?)?;
+        let mentions = self.embedder.unprojected(&index.values)?;
+        let types = self.embedder.unprojected(self.type_values()?)?;
         self.queries.score(&index.texts, &mentions, &types)
     }
 

@@ -95,7 +95,7 @@ fn facts(context: &Context) -> Vec<(&'static str, String)> {
                 info.head, info.dims, info.fingerprint
             ),
         ),
-        ("Base model", last_part(&options.model)),
+        ("Base model", last_part(&options.sources.model)),
         (
             "Corpus",
             format!(

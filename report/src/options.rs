@@ -3,17 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
+use ner_retriever_engine::sources::Sources;
 
 /// Writes the retrieval quality of a head on a corpus as one HTML page with figures.
 #[derive(Parser)]
 #[command(version)]
 pub struct Options {
-    /// GGUF file or Hugging Face folder
-    #[arg(long)]
-    pub model: PathBuf,
-    /// Folder of the head
-    #[arg(long)]
-    pub head: PathBuf,
+    #[command(flatten)]
+    pub sources: Sources,
     /// JSON lines with labelled mentions, plain or gzip
     #[arg(long)]
     pub corpus: PathBuf,

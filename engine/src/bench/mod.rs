@@ -25,6 +25,7 @@ use crate::{
     model::llama::{Packed, Wanted},
     prepare::Window,
     server::resident_bytes,
+    sources::Sources,
 };
 
 /// Calls whose times make a percentile.
@@ -35,10 +36,8 @@ const AHEAD: usize = 1024;
 
 #[derive(Args)]
 pub struct BenchOptions {
-    #[arg(long)]
-    model: PathBuf,
-    #[arg(long)]
-    head: PathBuf,
+    #[command(flatten)]
+    sources: Sources,
     /// A text a line
     #[arg(long)]
     texts: PathBuf,
@@ -136,7 +135,7 @@ pub fn run(options: &BenchOptions) -> Result<Option<Figures>> {
     let started = Instant::now();
     let device = device::select(&options.device)?;
     let numbers = device::numbers(&options.dtype, &device)?;
-    let embedder = Embedder::load(&options.model, &options.head, device, Some(numbers))?;
+    let embedder = Embedder::load_from(&options.sources, device, Some(numbers))?;
     let batch_tokens = embedder.batch_tokens(options.batch_tokens)?;
     let load_s = started.elapsed().as_secs_f64();
     if let Some(path) = &options.vectors {
@@ -272,8 +271,8 @@ fn pass(embedder: &Embedder, inputs: &[Input], batch_tokens: usize, seconds: f64
     };
     let (mut tokens, started) = (0, Instant::now());
     while tokens == 0 || started.elapsed() < Duration::from_secs_f64(seconds) {
-        for batch in batches(&windows, batch_tokens, |window| window.ids.len()) {
-            let parts = parts(batch, embedder.device(), |window| window.ids.len());
+        for batch in batches(&windows, batch_tokens, Window::tokens) {
+            let parts = parts(batch, embedder.device(), Window::tokens);
             tokens += parts.into_par_iter().map(run).sum::<Result<usize>>()?;
         }
     }
@@ -301,10 +300,10 @@ fn bulk(embedder: &Embedder, inputs: &[Input], batch_tokens: usize, seconds: f64
         for text in prepared {
             let (_, windows) = text?;
             for window in windows {
-                if batch.tokens + window.ids.len() > batch_tokens {
+                if batch.tokens + window.tokens() > batch_tokens {
                     batch.run(embedder, &mut sum)?;
                 }
-                batch.tokens += window.ids.len();
+                batch.tokens += window.tokens();
                 batch.windows.push(window);
             }
             batch.texts += 1;

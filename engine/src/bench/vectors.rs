@@ -21,6 +21,10 @@ pub fn write(
     batch_tokens: usize,
     path: &Path,
 ) -> Result<()> {
+    if embedder.companion().is_some() {
+        let problem = "the vectors of a head with a companion are of two models";
+        return Err(invalid("write", path, &problem));
+    }
     let (mut ids, mut lengths, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     let mut values = Vec::new();
     let mut batch = Vec::new();
@@ -46,9 +50,9 @@ pub fn write(
             batch.clear();
         }
     }
+    let values = Tensor::cat(&values, 0).map_err(compute)?;
+    let embeddings = embedder.project(&values, Side::Mention)?;
     let save = || {
-        let values = Tensor::cat(&values, 0)?;
-        let embeddings = embedder.head().projection.apply(&values, Side::Mention)?;
         let device = &candle_core::Device::Cpu;
         let numbers = |of: Vec<u32>| Tensor::new(of, device);
         let tensors = HashMap::from([

@@ -7,10 +7,12 @@ use sha2::{Digest, Sha256};
 
 use super::{detection::DetectionCounts, index::Index, report::Spans};
 use crate::{
+    companion::Companion,
     corpus::Document,
     embedder::Embedder,
     error::{EngineError, ErrorKind, Result, compute},
     features::{unwritable, write},
+    head::Head,
     model::identity::hex,
 };
 
@@ -101,27 +103,47 @@ fn key(
     spans: Spans,
     threshold: Option<f32>,
 ) -> candle_core::Result<String> {
-    let (model, head) = (embedder.model(), embedder.head());
     let mut hasher = Sha256::new();
-    hasher.update(format!("{} {}\n", model.hash, model.numbers));
-    for representation in &head.description.representations {
-        hasher.update(representation.of_mentions());
-    }
-    match (spans, &head.description.detector, &head.probe) {
-        (Spans::Detected, Some(detector), Some(probe)) => {
-            let thresholds = detector.thresholds(threshold);
-            hasher.update(format!("detected {} {thresholds:?}\n", detector.block));
-            let mut tensors: Vec<_> = probe.tensors().into_iter().collect();
-            tensors.sort_by(|a, b| a.0.cmp(&b.0));
-            for (name, tensor) in tensors {
-                let numbers = tensor.flatten_all()?.to_vec1::<f32>()?;
-                hasher.update(format!("{name} {numbers:?}\n"));
-            }
+    let finder = embedder.companion().map(Companion::embedder);
+    let embedding = embedder.companion().and_then(Companion::embedding);
+    for embedder in std::iter::once(embedder).chain(embedding) {
+        let model = embedder.model();
+        hasher.update(format!("{} {}\n", model.hash, model.numbers));
+        for representation in &embedder.head().description.representations {
+            hasher.update(representation.of_mentions());
         }
-        _ => hasher.update("labelled\n"),
+    }
+    match spans {
+        Spans::Detected => {
+            if let Some(finder) = finder {
+                let model = finder.model();
+                hasher.update(format!("{} {}\n", model.hash, model.numbers));
+            }
+            hash_detector(&mut hasher, finder.unwrap_or(embedder).head(), threshold)?;
+        }
+        Spans::Gold => hasher.update("labelled\n"),
     }
     for document in documents {
         hasher.update(format!("{document:?}\n"));
     }
     Ok(hex(&hasher.finalize())[..16].to_owned())
+}
+
+fn hash_detector(
+    hasher: &mut Sha256,
+    head: &Head,
+    threshold: Option<f32>,
+) -> candle_core::Result<()> {
+    let (Some(detector), Some(probe)) = (&head.description.detector, &head.probe) else {
+        return Ok(());
+    };
+    let thresholds = detector.thresholds(threshold);
+    hasher.update(format!("detected {} {thresholds:?}\n", detector.block));
+    let mut tensors: Vec<_> = probe.tensors().into_iter().collect();
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    for (name, tensor) in tensors {
+        let numbers = tensor.flatten_all()?.to_vec1::<f32>()?;
+        hasher.update(format!("{name} {numbers:?}\n"));
+    }
+    Ok(())
 }

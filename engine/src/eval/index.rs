@@ -58,7 +58,7 @@ impl Index {
             let mut tokens = 0;
             while next + batch.len() < documents.len() && tokens < BATCH_TOKENS {
                 let prepared = prepare(embedder, &documents[next + batch.len()], spans, threshold)?;
-                tokens += prepared.1.iter().map(|w| w.ids.len()).sum::<usize>();
+                tokens += prepared.1.iter().map(Window::tokens).sum::<usize>();
                 batch.push(prepared);
             }
             let windows: Vec<&Window> = batch.iter().flat_map(|(_, windows)| windows).collect();

@@ -21,8 +21,8 @@ use crate::{
     backend::{Backend, Input},
     corpus::{Document, TypeNames},
     embedder::Embedder,
-    error::{Result, compute},
-    projection::{Side, normalize},
+    error::Result,
+    projection::Side,
 };
 use bm25::KeywordIndex;
 use index::Index;
@@ -71,11 +71,11 @@ pub fn evaluate(
         None => index,
     };
     let values = type_values(embedder, &queries.names)?;
-    let mentions = embeddings(embedder, &index.values, Side::Mention)?;
+    let mentions = embedder.project(&index.values, Side::Mention)?;
     if let Some(path) = protocol.export {
         export::write(path, &index, documents, &mentions)?;
     }
-    let types = embeddings(embedder, &values, Side::Type)?;
+    let types = embedder.project(&values, Side::Type)?;
     let by_head = queries.score(&index.texts, &mentions, &types)?;
     let by_feedback = feedback::score(&queries, &index, documents, (&mentions, &types))?;
     let with_examples = (protocol.examples > 0)
@@ -87,8 +87,8 @@ pub fn evaluate(
         .transpose()?;
     let by_raw = queries.score(
         &index.texts,
-        &unprojected(embedder, &index.values)?,
-        &unprojected(embedder, &values)?,
+        &embedder.unprojected(&index.values)?,
+        &embedder.unprojected(&values)?,
     )?;
     let keywords = KeywordIndex::new(documents.iter().map(|d| d.text.as_str()));
     let by_keyword = queries.score_ranks(|query| keywords.search(query));
@@ -133,28 +133,4 @@ pub fn type_values(embedder: &Embedder, names: &[String]) -> Result<Tensor> {
         windows.extend(embedder.prepare(Input::Type { name: name.clone() })?.1);
     }
     embedder.represent_types(&windows.iter().collect::<Vec<_>>())
-}
-
-/// The head's embeddings of representations, `[n, dims]`.
-///
-/// # Errors
-/// `OutOfMemory`, `Internal`.
-pub fn embeddings(embedder: &Embedder, values: &Tensor, side: Side) -> Result<Tensor> {
-    embedder
-        .head()
-        .projection
-        .apply(values, side)
-        .map_err(compute)
-}
-
-/// V vectors as they come from the model, without the training mentions' mean where the head knows
-/// it, of length 1: what the projection is measured against.
-///
-/// # Errors
-/// `OutOfMemory`, `Internal`.
-pub fn unprojected(embedder: &Embedder, values: &Tensor) -> Result<Tensor> {
-    match &embedder.head().projection.centers {
-        Some(centers) => centers.center(values, Side::Mention).map_err(compute),
-        None => normalize(values).map_err(compute),
-    }
 }

@@ -3,6 +3,7 @@
 mod capitals;
 mod dataset;
 mod examples;
+mod finder;
 mod hard_negatives;
 mod optimizer;
 mod options;
@@ -24,13 +25,11 @@ use crate::{
     device,
     error::{EngineError, ErrorKind, Result, compute},
     features::{Features, Kept},
-    head::{
-        BaseModelReference, DESCRIPTION, DetectorDescription, HeadDescription,
-        ProjectionDescription,
-    },
+    head::{BaseModelReference, DESCRIPTION, HeadDescription, ProjectionDescription},
     model::{BaseModel, Checkpoint},
 };
 use dataset::Dataset;
+use finder::Finder;
 pub use options::{Loss, ProjectionForm, TrainOptions};
 pub use projection::Trained as TrainedProjection;
 use teacher::Teacher;
@@ -53,14 +52,9 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
     let readout = teaches_itself.then(|| checkpoint.readout()).transpose()?;
     let model = checkpoint.load(if teaches_itself { all } else { last })?;
     let (mut documents, names) = corpora(options)?;
-    let probe = match &options.probe_of {
-        Some(head) => probe::of_head(head, &model, options)?,
-        None => train_probe(&model, &documents, options)?,
-    };
+    let finder = Finder::new(&model, &documents, numbers, options)?;
     if options.distil_detected {
-        let features = hidden(&model, &documents, options)?;
-        let threshold = options.distil_threshold.unwrap_or(probe.threshold);
-        documents = probe::with_detected(&probe.probe, threshold, &documents, &features)?;
+        documents = finder.detect(&model, &documents, options)?;
     }
     let features = Features::compute(&model, readout.as_ref(), &documents, &kept, &options.cache)?;
     let teachers = match (nouns, &readout) {
@@ -95,12 +89,8 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
             input_dims,
             dims,
         },
-        detector: Some(DetectorDescription {
-            block: options.probe_block,
-            file: "mentions.safetensors".to_owned(),
-            threshold: probe.threshold,
-            floor: options.floor,
-        }),
+        detector: finder.detector(options),
+        companion: finder.companion(),
         provenance: serde_json::json!({
             "command": command,
             "teachers": hashes,
@@ -108,10 +98,10 @@ pub fn train(options: &TrainOptions, command: &str) -> Result<()> {
             "mentions": dataset.mentions(),
             "types": dataset.type_names(),
             "projection": trained.summary,
-            "probe": probe.summary,
+            "probe": finder.summary(),
         }),
     };
-    write(&options.out, &description, &trained, &probe)
+    write(&options.out, &description, &trained, &finder)
 }
 
 /// Trains a projection alone, on features computed before: what `train` does for the projection's
@@ -139,7 +129,7 @@ fn write(
     out: &Path,
     description: &HeadDescription,
     projection: &projection::Trained,
-    probe: &probe::Trained,
+    finder: &Finder,
 ) -> Result<()> {
     let unwritable =
         |e: std::io::Error| invalid(format!("cannot write \"{}\": {e}", out.display()));
@@ -154,7 +144,7 @@ fn write(
         projection.projection.tensors(),
         &description.projection.file,
     )?;
-    if let Some(detector) = &description.detector {
+    if let (Some(detector), Finder::Own { probe, .. }) = (&description.detector, finder) {
         save(probe.probe.tensors(), &detector.file)?;
     }
     let json = serde_json::to_string_pretty(description)
@@ -177,6 +167,7 @@ fn corpora(options: &TrainOptions) -> Result<(Vec<Document>, TypeNames)> {
 fn train_probe(
     model: &BaseModel,
     documents: &[Document],
+    block: usize,
     options: &TrainOptions,
 ) -> Result<probe::Trained> {
     let mut written = match &options.probe_corpus[..] {
@@ -196,18 +187,23 @@ fn train_probe(
     let mut is_lowered = lowered.iter();
     lower.retain(|_| is_lowered.next() == Some(&true));
     let texts = probe::Texts {
-        written: (&written, &hidden(model, &written, options)?),
-        lower: (&lower, &hidden(model, &lower, options)?),
+        written: (&written, &hidden(model, &written, block, options)?),
+        lower: (&lower, &hidden(model, &lower, block, options)?),
         lowered: &lowered,
     };
     probe::train(&texts, model.llama.config().hidden_size, options)
 }
 
-/// What the probe reads of texts.
-fn hidden(model: &BaseModel, documents: &[Document], options: &TrainOptions) -> Result<Features> {
+/// What a probe reads of texts.
+fn hidden(
+    model: &BaseModel,
+    documents: &[Document],
+    block: usize,
+    options: &TrainOptions,
+) -> Result<Features> {
     let kept = Kept {
         representations: Vec::new(),
-        hidden: Some(options.probe_block),
+        hidden: Some(block),
     };
     Features::compute(model, None, documents, &kept, &options.cache)
 }

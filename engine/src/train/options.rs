@@ -65,8 +65,18 @@ pub struct TrainOptions {
     #[arg(long, default_value = "\n\"It\" is a {type}")]
     pub suffix_query_form: String,
     /// 0-based block whose incoming hidden states the probe reads
-    #[arg(long)]
-    pub probe_block: usize,
+    #[arg(long, required_unless_present = "companion")]
+    pub probe_block: Option<usize>,
+    /// Head whose detector finds the mentions, and whose embeddings stand beside the new head's: a sibling of
+    /// the folder of --out by the time that the head is loaded
+    #[arg(long, requires = "companion_model", conflicts_with_all = ["probe_block", "probe_of", "probe_corpus"])]
+    pub companion: Option<PathBuf>,
+    /// Its base model
+    #[arg(long, requires = "companion")]
+    pub companion_model: Option<PathBuf>,
+    /// The share of its cosines in those of both; 0: it finds the mentions alone
+    #[arg(long, default_value_t = 0.0, requires = "companion")]
+    pub companion_weight: f64,
     /// Random texts of each corpus (given once for all corpora, or once per corpus in their order)
     #[arg(long)]
     pub limit: Vec<usize>,
@@ -245,6 +255,8 @@ impl TrainOptions {
             Some("--distil-threshold needs --distil-detected")
         } else if self.probe_of.is_some() && !self.probe_corpus.is_empty() {
             Some("--probe-of trains no probe: it goes without --probe-corpus")
+        } else if !(0.0..1.0).contains(&self.companion_weight) {
+            Some("--companion-weight is from 0 to below 1")
         } else if self.names_are_capitalized && self.probe_corpus.is_empty() {
             // Some of the others are lower-cased before the probe sees them.
             Some("--names-are-capitalized needs --probe-corpus")
@@ -259,7 +271,7 @@ impl TrainOptions {
             return Err(invalid(format!("of a representation, {problem}")));
         }
         let last = representations.iter().map(Representation::block);
-        let last = last.max().unwrap_or(0).max(self.probe_block);
+        let last = last.max().max(self.probe_block).unwrap_or(0);
         if last >= blocks {
             let message = format!("block {last} of a model with {blocks} blocks");
             return Err(invalid(message));

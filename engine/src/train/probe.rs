@@ -48,7 +48,12 @@ pub struct Trained {
 /// # Errors
 /// The head's; `HeadMismatch` for one of another model; `InvalidSetting` if it has no probe, or one that reads
 /// another block.
-pub fn of_head(folder: &Path, model: &BaseModel, options: &TrainOptions) -> Result<Trained> {
+pub fn of_head(
+    folder: &Path,
+    model: &BaseModel,
+    block: usize,
+    options: &TrainOptions,
+) -> Result<Trained> {
     let description = HeadDescription::read(folder)?;
     let config = model.llama.config();
     description.check_base_model(&model.hash, config.blocks, config.kv_dim())?;
@@ -62,10 +67,10 @@ pub fn of_head(folder: &Path, model: &BaseModel, options: &TrainOptions) -> Resu
     let (Some(probe), Some(detector)) = (head.probe, detector) else {
         return Err(invalid(format!("head \"{name}\" has no probe")));
     };
-    if detector.block != options.probe_block {
+    if detector.block != block {
         return Err(invalid(format!(
-            "the probe of head \"{name}\" reads block {}, not {}",
-            detector.block, options.probe_block
+            "the probe of head \"{name}\" reads block {}, not {block}",
+            detector.block
         )));
     }
     Ok(Trained {

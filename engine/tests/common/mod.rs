@@ -18,14 +18,34 @@ use ner_retriever_engine::{
     representation::Representation,
 };
 
-/// Width of the checkpoint's V vectors.
-pub const KV_DIM: usize = 32;
-const HIDDEN_SIZE: usize = 64;
+/// Width of the V vectors of [`checkpoint`].
+pub const KV_DIM: usize = LLAMA3.kv_dim;
 const UNITS: usize = 8;
+
+/// A checkpoint of the golden files.
+pub struct Golden {
+    pub name: &'static str,
+    pub kv_dim: usize,
+    pub hidden_size: usize,
+}
+
+pub const LLAMA3: Golden = Golden {
+    name: "tiny_llama3",
+    kv_dim: 32,
+    hidden_size: 64,
+};
+
+impl Golden {
+    pub fn folder(&self) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/golden")
+            .join(self.name)
+    }
+}
 
 /// The Llama-3-style checkpoint of the golden files.
 pub fn checkpoint() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_llama3")
+    LLAMA3.folder()
 }
 
 /// Writes a head for [`checkpoint`] whose probe takes every span with a probability that depends on
@@ -40,7 +60,16 @@ pub fn write_head(folder: &Path) -> HeadDescription {
 
 /// [`write_head`] with other representations.
 pub fn write_head_of(folder: &Path, representations: Vec<Representation>) -> HeadDescription {
-    let dims = representations.len() * KV_DIM;
+    write_head_for(&LLAMA3, folder, representations)
+}
+
+/// [`write_head`] with other representations of another checkpoint.
+pub fn write_head_for(
+    golden: &Golden,
+    folder: &Path,
+    representations: Vec<Representation>,
+) -> HeadDescription {
+    let dims = representations.len() * golden.kv_dim;
     fs::create_dir_all(folder).unwrap();
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
     let waves = |rows: usize, columns: usize| {
@@ -67,23 +96,23 @@ pub fn write_head_of(folder: &Path, representations: Vec<Representation>) -> Hea
     );
     save(
         &[
-            ("mean", zeros(&[HIDDEN_SIZE])),
-            ("scale", (zeros(&[HIDDEN_SIZE]) + 1.0).unwrap()),
-            ("tokens", waves(5 * UNITS, HIDDEN_SIZE)),
+            ("mean", zeros(&[golden.hidden_size])),
+            ("scale", (zeros(&[golden.hidden_size]) + 1.0).unwrap()),
+            ("tokens", waves(5 * UNITS, golden.hidden_size)),
             ("width", zeros(&[MAX_WORDS, UNITS])),
             ("output", waves(UNITS, 1)),
             ("bias", zeros(&[1])),
         ],
         "mentions.safetensors",
     );
-    let hash = Checkpoint::open(&checkpoint(), &Device::Cpu)
+    let hash = Checkpoint::open(&golden.folder(), &Device::Cpu)
         .unwrap()
         .hash()
         .to_owned();
     let description = HeadDescription {
         name: "test".to_owned(),
         base_model: BaseModelReference {
-            name: "tiny Llama 3".to_owned(),
+            name: golden.name.to_owned(),
             hash: Some(hash),
         },
         representations,
@@ -99,6 +128,7 @@ pub fn write_head_of(folder: &Path, representations: Vec<Representation>) -> Hea
             threshold: 0.01,
             floor: None,
         }),
+        companion: None,
         provenance: serde_json::Value::Null,
     };
     describe(folder, &description);

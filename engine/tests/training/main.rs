@@ -1,6 +1,7 @@
 //! `train` as a user runs it: the real model, a small corpus of the test's own, and the head that
 //! comes out loaded and used.
 
+mod companion;
 mod distillation;
 mod options;
 mod probe;
@@ -81,6 +82,12 @@ impl Folder {
     /// Runs `train` on the corpus into `out`.
     fn train(&self, model: &Path, out: &str, options: &[&str]) -> Output {
         let path = |name: &str| self.0.join(name);
+        let has_companion = options.contains(&"--companion");
+        let probe_block: &[&str] = if has_companion {
+            &[]
+        } else {
+            &["--probe-block", "4"]
+        };
         Command::new(env!("CARGO_BIN_EXE_ner-retriever-engine"))
             .args([
                 "train",
@@ -97,14 +104,8 @@ impl Folder {
                 "--held-out-types",
                 "0",
             ])
-            .args([
-                "--projection",
-                "residual",
-                "--units",
-                "16",
-                "--probe-block",
-                "4",
-            ])
+            .args(["--projection", "residual", "--units", "16"])
+            .args(probe_block)
             .arg("--model")
             .arg(model)
             .arg("--corpus")

@@ -39,6 +39,18 @@ fn options_that_do_not_fit_are_refused() {
         &["--block", "22", "--distil-threshold", "0.1"],
         "--distil-threshold needs --distil-detected",
     );
+    let companion = ["--block", "22", "--companion", "/nowhere/companion"];
+    fails(&companion, "--companion-model <COMPANION_MODEL>");
+    let companion = [&companion[..], &["--companion-model", "/no/model"]].concat();
+    fails(
+        &[&companion[..], &["--probe-of", "/nowhere"]].concat(),
+        "cannot be used with",
+    );
+    fails(
+        &[&companion[..], &["--companion-weight", "1"]].concat(),
+        "--companion-weight is from 0 to below 1",
+    );
+    fails(&companion, "\"/nowhere/companion/head.json\"");
     fails(
         &["--block", "22", "--names-are-capitalized"],
         "--names-are-capitalized needs --probe-corpus",

@@ -49,7 +49,7 @@ pub fn measure(context: &Context) -> Result<Section> {
     })?;
     let names: Vec<String> = meanings.iter().map(|m| m.query.clone()).collect();
     let (by_head, _) = head(context, &documents, &names, Spans::Gold)?;
-    let detected = context.embedder.head().probe.is_some();
+    let detected = context.embedder.detects();
     let detected = detected.then(|| head(context, &documents, &names, Spans::Detected));
     let (by_detected, coverage) = detected.transpose()?.unzip();
     let methods = [
@@ -237,7 +237,7 @@ fn head(
     let index = Index::new(&context.embedder, documents, spans, None)?;
     let mentions = context.embeddings(&index)?;
     let types = eval::type_values(&context.embedder, names)?;
-    let types = eval::embeddings(&context.embedder, &types, Side::Type)?;
+    let types = context.embedder.project(&types, Side::Type)?;
     let scores = types
         .matmul(&mentions.t().map_err(compute)?)
         .and_then(|scores| scores.to_vec2());

@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use ner_retriever_engine::{
-    error::{Result, compute},
-    eval,
-};
+use ner_retriever_engine::error::{Result, compute};
 
 use crate::{
     context::{Context, rows},
@@ -31,7 +28,7 @@ pub fn measure(context: &Context) -> Result<Section> {
     let gold = context.gold()?;
     let sample = Sample::new(context, &context.kinds(gold));
     let drawn = |vectors: &Tensor| rows(vectors, &sample.rows);
-    let before = drawn(&eval::unprojected(&context.embedder, &gold.values)?)?;
+    let before = drawn(&context.embedder.unprojected(&gold.values)?)?;
     let after = drawn(&context.embeddings(gold)?)?;
 
     let mut table = Table::new([

@@ -19,7 +19,7 @@ pub fn measure(context: &Context) -> Result<Section> {
         Some(options.sweep_limit),
         options.seed,
     );
-    let checkpoint = Checkpoint::open(&options.model, &Device::Cpu)?;
+    let checkpoint = Checkpoint::open(&options.sources.model, &Device::Cpu)?;
     let last = checkpoint.config().blocks - 1;
     let form = sweep::Form::default();
     let scores = sweep::sweep(&checkpoint.load(last)?, &documents, &context.names, form)?;

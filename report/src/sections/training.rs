@@ -54,6 +54,10 @@ pub fn measure(context: &Context) -> Result<Section> {
             "no --train-corpus FILE to train on (and --cache FOLDER for its features) was given.";
         return Ok(left_out(SectionName::Training, TITLE, why, context));
     };
+    if context.embedder.companion().is_some() {
+        let why = "it trains the projection of one model, and this head has a companion.";
+        return Ok(left_out(SectionName::Training, TITLE, why, context));
+    }
     let documents = corpus::sample(
         corpus::read(path)?,
         Some(context.options.train_limit),

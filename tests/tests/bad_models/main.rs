@@ -13,11 +13,13 @@ use ner_retriever_tests::session::{
     Failure, backend_pid, failure, mentions, mentions_at, mentions_of_texts, type_embedding,
 };
 use postgres::Client;
+use serde_json::{Value, json};
 
 static SERVER: SharedServer = SharedServer::new("bad-models", &[]);
 
 const MODEL: &str = "ner_retriever.model";
 const HEAD: &str = "ner_retriever.head";
+const COMPANION_MODEL: &str = "ner_retriever.companion_model";
 
 /// A copy of the small Llama-3-style checkpoint of the engine's tests, and a head for it: they load
 /// at once.
@@ -33,10 +35,7 @@ impl<'a> Tiny<'a> {
         let golden =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/golden/tiny_llama3");
         let model = server.folder(&format!("{test}/model"));
-        for file in fs::read_dir(golden).unwrap() {
-            let file = file.unwrap();
-            fs::copy(file.path(), model.join(file.file_name())).unwrap();
-        }
+        copy_files(&golden, &model);
         let head = server.folder(&format!("{test}/head"));
         write_tiny_head(&head);
         let tiny = Self {
@@ -105,6 +104,13 @@ impl Witness {
     }
 }
 
+fn copy_files(from: &Path, to: &Path) {
+    for file in fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
 fn cut(file: &Path, bytes: u64) {
     let file = fs::File::options().write(true).open(file).unwrap();
     assert!(bytes < file.metadata().unwrap().len());
@@ -138,10 +144,7 @@ fn expect(
 fn changed_model(tiny: &Tiny<'_>, change: impl FnOnce(&Path)) -> PathBuf {
     let copy = tiny.model.with_file_name("changed");
     fs::create_dir_all(&copy).unwrap();
-    for file in fs::read_dir(&tiny.model).unwrap() {
-        let file = file.unwrap();
-        fs::copy(file.path(), copy.join(file.file_name())).unwrap();
-    }
+    copy_files(&tiny.model, &copy);
     change(&copy);
     copy
 }
@@ -240,6 +243,52 @@ fn a_head_that_is_damaged() {
             "Copy the head's folder again",
         ),
     );
+}
+
+/// The default head finds mentions for the tiny one, with its own model, which is the default.
+#[test]
+fn the_base_model_of_a_companion() {
+    let server = SERVER.turn();
+    let mut witness = Witness::new(&server);
+    let tiny = Tiny::install(&server, "companion");
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../heads/smollm2-135m");
+    copy_files(&shipped, &server.folder("companion/smollm2-135m"));
+    let weight = |weight: f64| {
+        let head = server.folder(&format!("companion/with-{weight}"));
+        copy_files(&tiny.head, &head);
+        let file = head.join("head.json");
+        let mut description: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        description["detector"] = Value::Null;
+        description["companion"] = json!({ "head": "../smollm2-135m", "weight": weight });
+        fs::write(file, description.to_string()).unwrap();
+        head
+    };
+    server.configure(&[(HEAD, weight(0.0).to_str())]);
+    witness.all_is_well(TINY_DIMS);
+    let text = "Angela Merkel visited Paris.";
+    let found = mentions(&mut witness.session, text).unwrap();
+    let names: Vec<&str> = found.iter().map(|mention| &*mention.entity).collect();
+    assert_eq!(names, ["Angela Merkel", "Paris"]);
+    assert_eq!(found[0].embedding.len(), TINY_DIMS);
+
+    server.configure(&[(HEAD, weight(0.5).to_str())]);
+    let dimensions = type_embedding(&mut witness.session, "city").unwrap().len();
+    assert!(dimensions > TINY_DIMS);
+    witness.all_is_well(dimensions);
+    let found = mentions(&mut witness.session, text).unwrap();
+    assert_eq!(found.len(), 2);
+    assert_eq!(found[0].embedding.len(), dimensions);
+
+    for (path, sqlstate, message) in [
+        (tiny.model.clone(), "55000", "does not fit the model"),
+        (tiny.model.join("no-such-model"), "58P01", "no-such-model"),
+    ] {
+        server.configure(&[(COMPANION_MODEL, path.to_str())]);
+        let hint = "Set ner_retriever.companion_model";
+        witness.error().expect(sqlstate, message, hint);
+    }
+    server.configure(&[(COMPANION_MODEL, None)]);
+    witness.all_is_well(dimensions);
 }
 
 #[test]
