@@ -19,7 +19,7 @@ use ner_retriever_engine::{
 };
 
 /// Width of the V vectors of [`checkpoint`].
-pub const KV_DIM: usize = LLAMA3.kv_dim;
+pub const KV_DIM: usize = 32;
 const UNITS: usize = 8;
 
 /// A checkpoint of the golden files.
@@ -31,7 +31,7 @@ pub struct Golden {
 
 pub const LLAMA3: Golden = Golden {
     name: "tiny_llama3",
-    kv_dim: 32,
+    kv_dim: KV_DIM,
     hidden_size: 64,
 };
 
