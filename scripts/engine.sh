@@ -13,8 +13,8 @@ build_engine() {
   cargo build --release --manifest-path "$REPO/Cargo.toml" -p ner-retriever-engine >&2
 }
 
-# Runs the engine's command $1 with the default model, head and feature cache where the caller names
-# no others.
+# Runs the engine's command $1 with the default model (for companions, too), head and feature cache where the
+# caller names no others.
 run_with_defaults() {
   local command=$1 defaults=()
   shift
@@ -23,7 +23,10 @@ run_with_defaults() {
     defaults+=(--model "$MODEL_FILE")
   }
   case $command in
-    eval | bench) given --head "$@" || defaults+=(--head "$HEAD_FOLDER") ;;
+    eval | bench)
+      given --head "$@" || defaults+=(--head "$HEAD_FOLDER")
+      given --companion-model "$@" || [ ! -f "$MODEL_FILE" ] || defaults+=(--companion-model "$MODEL_FILE")
+      ;;
     train) given --cache "$@" || defaults+=(--cache "$CACHE/features") ;;
   esac
   exec "$ENGINE_BINARY" "$command" "${defaults[@]}" "$@"

@@ -19,6 +19,7 @@ write_report() {
     defaults+=(--model "$MODEL_FILE")
   }
   given --head "$@" || defaults+=(--head "$HEAD_FOLDER")
+  given --companion-model "$@" || [ ! -f "$MODEL_FILE" ] || defaults+=(--companion-model "$MODEL_FILE")
   given --ambiguous "$@" || defaults+=(--ambiguous "$REPO/report/ambiguous.jsonl")
   given --cache "$@" || defaults+=(--cache "$CACHE/features")
   if [ -d "$MINILM_FOLDER" ]; then given --minilm "$@" || defaults+=(--minilm "$MINILM_FOLDER"); fi

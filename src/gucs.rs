@@ -87,7 +87,7 @@ fn define_paths() {
     );
     text(
         c"ner_retriever.companion_model",
-        c"Base model of the head's companion, where the head has one: a GGUF file or a Hugging Face folder.",
+        c"Base model of the head's companion, for a head that has one.",
         c"Empty means the model that is shipped with the extension. A relative path starts at the data directory.",
         &COMPANION_MODEL,
     );

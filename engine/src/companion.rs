@@ -9,12 +9,15 @@ use crate::{
     backend::{Backend, Input},
     embedder::{Embedder, Represented, Scored},
     error::{EngineError, ErrorKind, Result, compute, head_damaged},
-    head::{self, CompanionDescription, DESCRIPTION},
+    head::{self, CompanionDescription, DESCRIPTION, HeadDescription},
     model::{BaseModel, Numbers},
     prepare::{Prepared, Task, Window, prepare, whole},
     sources::Sources,
     text::token_at,
 };
+
+const BASE_MODEL_HINT: &str = "Set ner_retriever.companion_model, or --companion-model, to the base \
+                               model that the companion's head was trained for.";
 
 /// A head's companion: another head with a base model of its own.
 pub struct Companion {
@@ -28,7 +31,7 @@ impl Companion {
     ///
     /// # Errors
     /// Those of [`Embedder::load_from`], which name the companion; `ModelNotFound` if its base model is not given;
-    /// `HeadDamaged` for one that finds no mentions or has a companion itself.
+    /// `HeadDamaged` for one that has no detector, as one with a companion itself.
     pub fn load(
         sources: &Sources,
         description: &CompanionDescription,
@@ -37,21 +40,20 @@ impl Companion {
     ) -> Result<Self> {
         let folder = sources.head.join(&description.head);
         let Some(model) = &sources.companion_model else {
-            return Err(EngineError::new(
-                ErrorKind::ModelNotFound,
-                format!("the base model of the companion \"{}\" is not given", folder.display()),
-            )
-            .hint("Set ner_retriever.companion_model, or --companion-model, to a GGUF file or a Hugging Face checkpoint folder."));
+            let folder = folder.display();
+            let message = format!("the base model of the companion \"{folder}\" is not given");
+            return Err(EngineError::new(ErrorKind::ModelNotFound, message).hint(BASE_MODEL_HINT));
         };
-        let embedder = Embedder::load_from(&Sources::new(model, &folder), device.clone(), numbers)
-            .map_err(|error| of_companion(error, &folder))?;
-        if !embedder.detects() {
+        let of_companion = |error| of_companion(error, &folder);
+        let found = HeadDescription::read(&folder).map_err(of_companion)?;
+        if found.detector.is_none() {
             let path = folder.join(DESCRIPTION);
-            return Err(head_damaged(
-                &path,
-                "a companion finds mentions, and it has no detector",
-            ));
+            let problem = "a companion finds mentions, and it has no detector of its own";
+            return Err(head_damaged(&path, problem));
         }
+        let sources = Sources::new(model, &folder);
+        let embedder =
+            Embedder::load_from(&sources, device.clone(), numbers).map_err(of_companion)?;
         Ok(Self {
             embedder: Box::new(embedder),
             weight: description.weight,
@@ -190,11 +192,7 @@ fn of_companion(error: EngineError, folder: &Path) -> EngineError {
         error.message
     );
     let hint = match error.kind {
-        ErrorKind::ModelNotFound | ErrorKind::HeadMismatch => Some(
-            "Set ner_retriever.companion_model, or --companion-model, to the base model that the \
-             companion's head was trained for."
-                .to_owned(),
-        ),
+        ErrorKind::ModelNotFound | ErrorKind::HeadMismatch => Some(BASE_MODEL_HINT.to_owned()),
         ErrorKind::HeadNotFound => Some(
             "Put the companion's head beside the head that names it; both are installed together."
                 .to_owned(),

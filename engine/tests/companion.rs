@@ -379,5 +379,10 @@ fn what_is_wrong_with_a_companion_is_said() {
     );
     blind.companion = companion("../own", WEIGHT);
     describe(&folder, &blind);
-    expect(&sources, ErrorKind::ModelNotFound, "of the companion", "");
+    expect(
+        &sources,
+        ErrorKind::HeadDamaged,
+        "it has no detector",
+        "Copy the head's folder",
+    );
 }
