@@ -147,7 +147,10 @@ fn detect(
             ErrorKind::HeadMismatch,
             format!("head \"{}\" has no mention detector", head.description.name),
         )
-        .hint("Pass the spans: ner_entity_embeddings(text, int4range[]), or use another head."));
+        .hint(
+            "Pass the spans: ner_entity_embeddings(text, int4range[]), name a companion in its \
+             head.json, or use another head.",
+        ));
     };
     let thresholds = detector.thresholds(threshold);
     let text: Arc<str> = text.into();
