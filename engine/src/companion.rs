@@ -30,7 +30,7 @@ impl Companion {
     /// Loads the companion of the head in a folder.
     ///
     /// # Errors
-    /// Those of [`Embedder::load_from`], which name the companion; `ModelNotFound` if its base model is not given;
+    /// Those of [`Embedder::load`], which name the companion; `ModelNotFound` if its base model is not given;
     /// `HeadDamaged` for one that has no detector, as one with a companion itself.
     pub fn load(
         sources: &Sources,
@@ -52,8 +52,7 @@ impl Companion {
             return Err(head_damaged(&path, problem));
         }
         let sources = Sources::new(model, &folder);
-        let embedder =
-            Embedder::load_from(&sources, device.clone(), numbers).map_err(of_companion)?;
+        let embedder = Embedder::load(&sources, device.clone(), numbers).map_err(of_companion)?;
         Ok(Self {
             embedder: Box::new(embedder),
             weight: description.weight,

@@ -1,6 +1,6 @@
 //! A base model and a head together: texts to embedded mentions.
 
-use std::{ops::Range, path::Path};
+use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 use ner_retriever_protocol::ModelInfo;
@@ -85,24 +85,11 @@ pub struct Represented {
 }
 
 impl Embedder {
-    /// Loads a base model and a head that has no companion: [`Self::load_from`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn load(
-        model: &Path,
-        head: &Path,
-        device: Device,
-        numbers: Option<Numbers>,
-    ) -> Result<Self> {
-        Self::load_from(&Sources::new(model, head), device, numbers)
-    }
-
     /// Loads a base model and a head with its companion, to run in `numbers` or those that suit the device.
     ///
     /// # Errors
     /// Every kind that names a model or a head.
-    pub fn load_from(sources: &Sources, device: Device, numbers: Option<Numbers>) -> Result<Self> {
+    pub fn load(sources: &Sources, device: Device, numbers: Option<Numbers>) -> Result<Self> {
         let description = HeadDescription::read(&sources.head)?;
         let mut checkpoint = Checkpoint::open(&sources.model, &device)?;
         if let Some(numbers) = numbers {
@@ -122,15 +109,17 @@ impl Embedder {
             .iter()
             .map(Representation::block);
         let own = head::fingerprint(&model.hash, &head.hash);
+        let fingerprint = match &companion {
+            Some(companion) => companion.fingerprint(&own),
+            None => own,
+        };
         let embedding = companion.as_ref().and_then(Companion::embedding);
         let dims = head.description.projection.dims as u32;
         Ok(Self {
             info: ModelInfo {
                 model: sources.model.display().to_string(),
                 head: head.description.name.clone(),
-                fingerprint: companion
-                    .as_ref()
-                    .map_or(own.clone(), |c| c.fingerprint(&own)),
+                fingerprint,
                 device: device::name(&device),
                 block: representations.max().unwrap_or(0) as u32,
                 dims: dims + embedding.map_or(0, |companion| companion.info.dims),

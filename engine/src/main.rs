@@ -210,7 +210,7 @@ fn load(options: &Serve) -> Result<Embedder, EngineError> {
     device::check_detector(&options.detector)?;
     let device = device::select(&options.device)?;
     let numbers = device::numbers(&options.dtype, &device)?;
-    let embedder = Embedder::load_from(&options.sources, device, Some(numbers))?;
+    let embedder = Embedder::load(&options.sources, device, Some(numbers))?;
     // Here, where a GPU without enough memory still makes way.
     embedder.batch_tokens(options.batch_tokens)?;
     Ok(embedder)
@@ -243,7 +243,7 @@ fn eval(options: &Eval) -> Result<(), EngineError> {
     let names = corpus::read_type_names(&options.types, &options.corpus)?;
     let device = device::select(&options.device)?;
     let numbers = device::numbers(&options.dtype, &device)?;
-    let embedder = Embedder::load_from(&options.sources, device, Some(numbers))?;
+    let embedder = Embedder::load(&options.sources, device, Some(numbers))?;
     let report = eval::evaluate(
         &embedder,
         &documents,

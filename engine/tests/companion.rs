@@ -75,18 +75,16 @@ impl Heads {
     }
 
     fn load(&self) -> Embedder {
-        Embedder::load_from(&self.sources(), Device::Cpu, None).unwrap()
+        Embedder::load(&self.sources(), Device::Cpu, None).unwrap()
     }
 
     fn error(&self, sources: &Sources) -> EngineError {
-        Embedder::load_from(sources, Device::Cpu, None)
-            .err()
-            .unwrap()
+        Embedder::load(sources, Device::Cpu, None).err().unwrap()
     }
 
     fn alone(&self, golden: &Golden, head: &str) -> Embedder {
         let head = self.0.path().join(head);
-        Embedder::load(&golden.folder(), &head, Device::Cpu, None).unwrap()
+        Embedder::load(&Sources::new(&golden.folder(), &head), Device::Cpu, None).unwrap()
     }
 }
 
@@ -370,19 +368,15 @@ fn what_is_wrong_with_a_companion_is_said() {
     let folder = heads.0.path().join("companion");
     let mut blind = write_head(&folder);
     blind.detector = None;
-    describe(&folder, &blind);
-    expect(
-        &sources,
-        ErrorKind::HeadDamaged,
-        "it has no detector",
-        "Copy the head's folder",
-    );
-    blind.companion = companion("../own", WEIGHT);
-    describe(&folder, &blind);
-    expect(
-        &sources,
-        ErrorKind::HeadDamaged,
-        "it has no detector",
-        "Copy the head's folder",
-    );
+    // One that has a companion itself has no detector of its own.
+    for next in [None, companion("../own", WEIGHT)] {
+        blind.companion = next;
+        describe(&folder, &blind);
+        expect(
+            &sources,
+            ErrorKind::HeadDamaged,
+            "it has no detector",
+            "Copy the head's folder",
+        );
+    }
 }

@@ -15,12 +15,13 @@ use ner_retriever_engine::{
     embedder::Embedder,
     error::{EngineError, ErrorKind},
     representation::Representation,
+    sources::Sources,
 };
 use ner_retriever_protocol::ErrorKind::*;
 use tempfile::TempDir;
 
 fn load(model: &Path, head: &Path) -> EngineError {
-    match Embedder::load(model, head, Device::Cpu, None) {
+    match Embedder::load(&Sources::new(model, head), Device::Cpu, None) {
         Ok(_) => panic!("{} with {} loads", model.display(), head.display()),
         Err(error) => error,
     }
@@ -36,7 +37,12 @@ fn intact() -> TempDir {
         fs::copy(file.path(), model.join(file.file_name())).unwrap();
     }
     write_head(&folder.path().join("head"));
-    Embedder::load(&model, &folder.path().join("head"), Device::Cpu, None).unwrap();
+    Embedder::load(
+        &Sources::new(&model, &folder.path().join("head")),
+        Device::Cpu,
+        None,
+    )
+    .unwrap();
     folder
 }
 

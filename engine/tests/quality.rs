@@ -10,6 +10,7 @@ use ner_retriever_engine::{
     corpus,
     embedder::Embedder,
     eval::{Protocol, evaluate, report::Spans},
+    sources::Sources,
 };
 
 const TEXTS: usize = 1000;
@@ -37,7 +38,7 @@ fn the_default_head_finds_and_types_mentions_of_unseen_types() {
         return;
     };
     let head = Path::new(env!("CARGO_MANIFEST_DIR")).join("../heads/smollm2-135m");
-    let embedder = Embedder::load(&model, &head, Device::Cpu, None).unwrap();
+    let embedder = Embedder::load(&Sources::new(&model, &head), Device::Cpu, None).unwrap();
     let path = data.join("fewnerd_test.jsonl.gz");
     let documents = corpus::sample(corpus::read(&path).unwrap(), Some(TEXTS), 1);
     let names = corpus::read_type_names(&data.join("type_names.json"), &path).unwrap();

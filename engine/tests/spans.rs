@@ -9,6 +9,7 @@ use ner_retriever_engine::{
     embedder::Embedder,
     error::{EngineError, ErrorKind},
     representation::Representation,
+    sources::Sources,
 };
 use ner_retriever_protocol::{Mention, Span, TextRequest};
 use unicode_segmentation::UnicodeSegmentation;
@@ -16,13 +17,13 @@ use unicode_segmentation::UnicodeSegmentation;
 fn embedder() -> Embedder {
     let head = tempfile::tempdir().unwrap();
     write_head(head.path());
-    Embedder::load(&checkpoint(), head.path(), Device::Cpu, None).unwrap()
+    Embedder::load(&Sources::new(&checkpoint(), head.path()), Device::Cpu, None).unwrap()
 }
 
 fn embedder_of(representations: Vec<Representation>) -> Embedder {
     let head = tempfile::tempdir().unwrap();
     write_head_of(head.path(), representations);
-    Embedder::load(&checkpoint(), head.path(), Device::Cpu, None).unwrap()
+    Embedder::load(&Sources::new(&checkpoint(), head.path()), Device::Cpu, None).unwrap()
 }
 
 fn suffix(block: usize, text: &str) -> Representation {

@@ -11,6 +11,7 @@ use ner_retriever_engine::{
     model::{Checkpoint, Numbers},
     projection::normalize,
     representation::{Representation, TYPE_PLACE},
+    sources::Sources,
     sweep::{BlockScore, Form, sweep},
 };
 use ner_retriever_protocol::Span;
@@ -85,7 +86,8 @@ fn every_block_is_read_where_a_head_reads_it() {
         ("person".to_owned(), Some("person".to_owned())),
     ]);
     let head = Path::new(env!("CARGO_MANIFEST_DIR")).join("../heads/smollm2-135m");
-    let embedder = Embedder::load(&path, &head, Device::Cpu, Some(Numbers::F32)).unwrap();
+    let embedder =
+        Embedder::load(&Sources::new(&path, &head), Device::Cpu, Some(Numbers::F32)).unwrap();
     let index = Index::new(&embedder, &documents(), Spans::Gold, None).unwrap();
     let representations = &embedder.head().description.representations;
     let dims = index.values.dim(1).unwrap() / representations.len();

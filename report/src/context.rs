@@ -49,7 +49,7 @@ impl Context {
         }
         let documents = corpus::sample(documents, Some(options.limit), options.seed);
         let minilm = options.minilm.as_deref().map(Minilm::load).transpose()?;
-        let embedder = Embedder::load_from(&options.sources, Device::Cpu, None)?;
+        let embedder = Embedder::load(&options.sources, Device::Cpu, None)?;
         Ok(Self {
             queries: Queries::new(&documents, &names),
             options,

@@ -135,7 +135,7 @@ pub fn run(options: &BenchOptions) -> Result<Option<Figures>> {
     let started = Instant::now();
     let device = device::select(&options.device)?;
     let numbers = device::numbers(&options.dtype, &device)?;
-    let embedder = Embedder::load_from(&options.sources, device, Some(numbers))?;
+    let embedder = Embedder::load(&options.sources, device, Some(numbers))?;
     let batch_tokens = embedder.batch_tokens(options.batch_tokens)?;
     let load_s = started.elapsed().as_secs_f64();
     if let Some(path) = &options.vectors {

@@ -10,6 +10,7 @@ use crate::{
     corpus::Document,
     error::Result,
     head::{CompanionDescription, DetectorDescription, Head, HeadDescription},
+    mentions::probe::Probe,
     model::{BaseModel, Checkpoint, Numbers},
 };
 
@@ -125,7 +126,7 @@ impl Companion {
     }
 
     /// The block that its probe reads, the probe, and the least probability of a mention.
-    fn detector(&self) -> Result<(usize, &crate::mentions::probe::Probe, f32)> {
+    fn detector(&self) -> Result<(usize, &Probe, f32)> {
         match (&self.head.description.detector, &self.head.probe) {
             (Some(detector), Some(probe)) => Ok((detector.block, probe, detector.threshold)),
             _ => Err(invalid(format!(

@@ -60,8 +60,8 @@ fn a_companion_finds_what_is_distilled_and_stays_with_the_head() {
         companion_model: Some(model.clone()),
         ..Sources::new(&model, &head)
     };
-    let both = Embedder::load_from(&sources, Device::Cpu, None).unwrap();
-    let alone = Embedder::load(&model, &companion, Device::Cpu, None).unwrap();
+    let both = Embedder::load(&sources, Device::Cpu, None).unwrap();
+    let alone = Embedder::load(&Sources::new(&model, &companion), Device::Cpu, None).unwrap();
     let own = description.projection.dims as u32;
     assert_eq!(both.info().dims, own + alone.info().dims);
 }

@@ -7,6 +7,7 @@ use ner_retriever_engine::{
     backend::{Backend, Input, Output as Answer},
     embedder::Embedder,
     model::has_int8,
+    sources::Sources,
 };
 use ner_retriever_protocol::{Span, TextRequest};
 
@@ -32,7 +33,12 @@ fn what_is_distilled_is_a_head_and_comes_out_the_same_again() {
         assert!(read("first") == read("second"), "{file}");
     }
 
-    let embedder = Embedder::load(&model, &folder.0.join("first"), Device::Cpu, None).unwrap();
+    let embedder = Embedder::load(
+        &Sources::new(&model, &folder.0.join("first")),
+        Device::Cpu,
+        None,
+    )
+    .unwrap();
     let answer = |input| {
         let (prepared, windows) = embedder.prepare(input).unwrap();
         let outputs = embedder
