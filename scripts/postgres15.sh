@@ -153,10 +153,10 @@ check() {
 copy() {
   local folder
   rm -rf "$COPY"
-  mkdir -p "$COPY"
   for folder in --bindir --pkglibdir --sharedir; do
     folder=$("$CONFIG" "$folder")
-    cp -a --parents -- "$folder" "$COPY"
+    mkdir -p "$COPY$folder"
+    cp -a "$folder/." "$COPY$folder"
   done
   # What people have installed into the server is not what is tested.
   rm -rf "$COPY$("$CONFIG" --sharedir)"/{extension/ner_retriever*,ner_retriever}
