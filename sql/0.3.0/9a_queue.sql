@@ -465,11 +465,15 @@ $$;
 COMMENT ON FUNCTION ner_retriever.has_row(integer, text[]) IS
 '1 if there is a row with this key, 0 if there is none, -1 if it is no key';
 
--- A row that changes often is in the queue often, but one is as good as many.
+-- A row that changes often is in the queue often, but one is as good as many. What a worker had locked when its
+-- index was dropped goes, too.
 CREATE FUNCTION ner_retriever.compact_queue()
 RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
+    DELETE FROM ner_retriever.pending WHERE ctid = ANY (ARRAY(
+        SELECT p.ctid FROM ner_retriever.pending AS p
+        WHERE p.index_id NOT IN (SELECT m.id FROM ner_retriever.managed_index AS m) FOR UPDATE OF p SKIP LOCKED));
     DELETE FROM ner_retriever.pending WHERE ctid = ANY (ARRAY(
         SELECT p.ctid FROM ner_retriever.pending AS p
         JOIN (SELECT q.index_id, q.key_hash, max(q.id) AS last FROM ner_retriever.pending AS q
