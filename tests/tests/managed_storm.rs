@@ -77,7 +77,8 @@ fn changes(server: &Server, session: usize, done: &AtomicUsize) {
     };
     for n in 0..ROWS / SESSIONS {
         let id = n * SESSIONS + session;
-        let text = |n: usize| TEXTS[n % TEXTS.len()];
+        // A text that another row has is not embedded again: most are of their own.
+        let text = |n: usize| format!("{} {n}", TEXTS[n % TEXTS.len()]);
         if id % POISON == POISON - 1 {
             client.run(&format!(
                 "insert into storm values ({id}, repeat('Rome ', 60000)) on conflict do nothing"
