@@ -63,8 +63,12 @@ CREATE FUNCTION ner_retriever.enqueue(index_id integer, keys text[], width integ
 RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
+    -- Taking a part of an array by its number would read the array from its start each time.
     INSERT INTO ner_retriever.pending (index_id, key)
-    SELECT enqueue.index_id, keys[n:n + width - 1] FROM generate_series(1, cardinality(keys), width) AS n
+    SELECT enqueue.index_id, ARRAY[u.part] FROM unnest(keys) AS u (part) WHERE width = 1
+    UNION ALL
+    SELECT enqueue.index_id, array_agg(u.part ORDER BY u.n)
+    FROM unnest(keys) WITH ORDINALITY AS u (part, n) WHERE width > 1 GROUP BY (u.n - 1) / width
     UNION ALL SELECT enqueue.index_id, NULL WHERE keys IS NULL;
 END;
 COMMENT ON FUNCTION ner_retriever.enqueue(integer, text[], integer) IS

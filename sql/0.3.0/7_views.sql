@@ -31,17 +31,21 @@ SELECT
         WHEN i.paused_until > pg_catalog.clock_timestamp() THEN 'paused'
         WHEN i.next_mentions IS NOT NULL THEN 'reindexing'
         WHEN i.state <> 'ready' THEN 'filling'
-        WHEN w.changes > 0 OR i.pass = 'requested' OR NOT ner_retriever.is_known_place() THEN 'working'
+        WHEN c.changes > 0 OR i.pass = 'requested' OR NOT ner_retriever.is_known_place() THEN 'working'
         ELSE 'ready'
     END AS state,
-    w.rows_waiting, w.rows_backfill, f.rows_failed,
+    w.rows_waiting, f.rows_failed,
     -- Of an index that works again it is past.
     CASE WHEN i.pauses > 0 THEN i.last_error END AS last_error
 FROM ner_retriever.managed_index AS i
 CROSS JOIN LATERAL (
-    SELECT pg_catalog.count(*) AS changes, pg_catalog.count(DISTINCT p.key_hash) AS rows_waiting,
-           pg_catalog.count(*) FILTER (WHERE p.backfill) AS rows_backfill
-    FROM ner_retriever.pending AS p WHERE p.index_id = i.id
+    SELECT pg_catalog.count(*) AS changes FROM ner_retriever.pending AS p WHERE p.index_id = i.id
+) AS c
+-- Workers leave one of the changes of each row: of many the difference is small, and counting it takes long.
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN c.changes > 100000 THEN c.changes ELSE (
+        SELECT pg_catalog.count(DISTINCT p.key_hash) FROM ner_retriever.pending AS p WHERE p.index_id = i.id)
+    END AS rows_waiting
 ) AS w
 CROSS JOIN LATERAL (
     SELECT pg_catalog.count(*) AS rows_failed
@@ -86,13 +90,14 @@ COMMENT ON VIEW ner_retriever.indexes IS
 
 CREATE VIEW ner_retriever.queue WITH (security_barrier) AS
 SELECT
-    i.base AS "table", i."column", pg_catalog.count(DISTINCT p.key_hash) AS depth,
-    pg_catalog.now() - pg_catalog.min(p.enqueued_at) AS oldest,
-    pg_catalog.count(p.id) FILTER (WHERE p.attempts > 0) AS retrying
+    i.base AS "table", i."column", s.rows_waiting AS depth, q.oldest, q.retrying
 FROM ner_retriever.managed_index AS i
-LEFT JOIN ner_retriever.pending AS p ON p.index_id = i.id
-WHERE pg_catalog.has_table_privilege(i.base, 'SELECT')
-GROUP BY i.id, i.base, i."column";
+JOIN ner_retriever.state AS s ON s.id = i.id
+CROSS JOIN LATERAL (
+    SELECT pg_catalog.now() - pg_catalog.min(p.enqueued_at) AS oldest,
+           pg_catalog.count(*) FILTER (WHERE p.attempts > 0) AS retrying
+    FROM ner_retriever.pending AS p WHERE p.index_id = i.id
+) AS q;
 COMMENT ON VIEW ner_retriever.queue IS
 'Rows that wait to be embedded, by index';
 
