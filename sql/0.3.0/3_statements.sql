@@ -47,7 +47,9 @@ $$;
 COMMENT ON FUNCTION ner_retriever.generations(integer) IS
 'The tables of mentions of a managed index that changes go to, with their memories';
 
--- Pieces that the statements below are made of.
+-- Pieces that the statements below are made of. Those take the tables of mentions of the generations that were
+-- there when the work began: ner_reindex may begin or end between two of them, and what is remembered must be
+-- what was written.
 CREATE FUNCTION ner_retriever.pieces(
     index_id integer, mentions oid,
     OUT source text, OUT body name, OUT width integer,
@@ -85,7 +87,7 @@ COMMENT ON FUNCTION ner_retriever.pieces(integer, oid) IS
 
 -- What is to be done for rows. The lock makes whoever alters the table not wait, nor be waited for.
 CREATE FUNCTION ner_retriever.read_rows(
-    index_id integer, keys text[],
+    index_id integer, tables oid[], keys text[],
     OUT number integer, OUT hash bytea, OUT body bytea, OUT known boolean, OUT donor boolean
 )
 RETURNS SETOF record
@@ -99,7 +101,7 @@ DECLARE
     alone boolean;
     n integer := 0;
 BEGIN
-    FOR g IN SELECT * FROM ner_retriever.generations(index_id) LOOP
+    FOR g IN SELECT * FROM ner_retriever.generations(index_id) AS o WHERE o.mentions = ANY (tables) LOOP
         IF n = 0 THEN
             p := ner_retriever.pieces(index_id, g.mentions);
         END IF;
@@ -123,16 +125,16 @@ BEGIN
         p.body, p.width, p.source, p.base_row, joins, p.hash, same,
         CASE WHEN alone THEN format(
             'coalesce(h.hash <> '''' AND EXISTS (SELECT FROM %s AS d WHERE d.text_hash = h.hash), false)',
-            (SELECT ner_retriever.name_of(o.memory) FROM ner_retriever.generations(index_id) AS o))
+            (SELECT ner_retriever.name_of(o.memory) FROM ner_retriever.generations(index_id) AS o WHERE o.mentions = ANY (tables)))
         ELSE 'false' END)
     USING keys;
 END
 $$;
-COMMENT ON FUNCTION ner_retriever.read_rows(integer, text[]) IS
+COMMENT ON FUNCTION ner_retriever.read_rows(integer, oid[], text[]) IS
 'Hashes of rows, NULL where there is none; their texts in UTF8 where they are to be embedded; and whether nothing is to be done';
 
 -- Rows of the memory are locked by whoever writes their mentions: two workers, or a worker and a user.
-CREATE FUNCTION ner_retriever.claim_rows(index_id integer, keys text[], numbers integer[], wait boolean)
+CREATE FUNCTION ner_retriever.claim_rows(index_id integer, tables oid[], keys text[], numbers integer[], wait boolean)
 RETURNS SETOF integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -140,7 +142,7 @@ DECLARE
     g record;
     p record;
 BEGIN
-    SELECT * INTO g FROM ner_retriever.generations(index_id) LIMIT 1;
+    SELECT * INTO g FROM ner_retriever.generations(index_id) AS o WHERE o.mentions = ANY (tables) LIMIT 1;
     p := ner_retriever.pieces(index_id, g.mentions);
     EXECUTE format('INSERT INTO %s (%s) SELECT %s FROM unnest($2) AS n (i) ON CONFLICT DO NOTHING',
         ner_retriever.name_of(g.memory), p.memory_names, p.key_values) USING keys, numbers;
@@ -150,7 +152,7 @@ BEGIN
     USING keys, numbers;
 END
 $$;
-COMMENT ON FUNCTION ner_retriever.claim_rows(integer, text[], integer[], boolean) IS
+COMMENT ON FUNCTION ner_retriever.claim_rows(integer, oid[], text[], integer[], boolean) IS
 'Takes rows for writing their mentions. Returns which ones nobody else has';
 
 CREATE FUNCTION ner_retriever.compare_rows(index_id integer, keys text[], numbers integer[], hashes bytea[])
@@ -161,7 +163,7 @@ DECLARE
     p record;
 BEGIN
     p := ner_retriever.pieces(index_id, NULL);
-    EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', p.source);
+    EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE NOWAIT', p.source);
     RETURN QUERY EXECUTE format(
         'SELECT n.i FROM unnest($2, $3) AS n (i, hash) LEFT JOIN %s AS b ON %s'
         ' WHERE n.hash IS NOT DISTINCT FROM CASE WHEN b.tableoid IS NOT NULL THEN %s END',
@@ -172,7 +174,7 @@ $$;
 COMMENT ON FUNCTION ner_retriever.compare_rows(integer, text[], integer[], bytea[]) IS
 'Which rows still have the texts with these hashes, or are still not there where the hash is NULL';
 
-CREATE FUNCTION ner_retriever.remove_mentions(index_id integer, keys text[], numbers integer[])
+CREATE FUNCTION ner_retriever.remove_mentions(index_id integer, tables oid[], keys text[], numbers integer[])
 RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -180,19 +182,19 @@ DECLARE
     g record;
     p record;
 BEGIN
-    FOR g IN SELECT * FROM ner_retriever.generations(index_id) LOOP
+    FOR g IN SELECT * FROM ner_retriever.generations(index_id) AS o WHERE o.mentions = ANY (tables) LOOP
         p := ner_retriever.pieces(index_id, g.mentions);
         EXECUTE format('DELETE FROM %s AS s USING unnest($2) AS n (i) WHERE %s',
             ner_retriever.name_of(g.mentions), p.mention_row) USING keys, numbers;
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION ner_retriever.remove_mentions(integer, text[], integer[]) IS
+COMMENT ON FUNCTION ner_retriever.remove_mentions(integer, oid[], text[], integer[]) IS
 'Removes the mentions of rows';
 
 -- embeddings holds all vectors one after the other: an array of reals needs no conversion to text.
 CREATE FUNCTION ner_retriever.add_mentions(
-    index_id integer, keys text[], numbers integer[], mentions bytea[], starts integer[], ends integer[],
+    index_id integer, tables oid[], keys text[], numbers integer[], mentions bytea[], starts integer[], ends integer[],
     scores real[], embeddings real[]
 )
 RETURNS void
@@ -202,7 +204,7 @@ DECLARE
     g record;
     p record;
 BEGIN
-    FOR g IN SELECT * FROM ner_retriever.generations(index_id) LOOP
+    FOR g IN SELECT * FROM ner_retriever.generations(index_id) AS o WHERE o.mentions = ANY (tables) LOOP
         p := ner_retriever.pieces(index_id, g.mentions);
         EXECUTE format(
             'INSERT INTO %1$s (%2$s, mention, start_char, end_char, score, embedding, fingerprint)'
@@ -215,12 +217,12 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION ner_retriever.add_mentions(integer, text[], integer[], bytea[], integer[], integer[], real[], real[]) IS
+COMMENT ON FUNCTION ner_retriever.add_mentions(integer, oid[], text[], integer[], bytea[], integer[], integer[], real[], real[]) IS
 'Adds mentions of rows';
 
 -- A key that has changed, two rows that have changed places, a row that comes back: their texts are known.
 CREATE FUNCTION ner_retriever.known_mentions(
-    index_id integer, hashes bytea[],
+    index_id integer, tables oid[], hashes bytea[],
     OUT number integer, OUT mention bytea, OUT start_char integer, OUT end_char integer, OUT score real,
     OUT embedding real[]
 )
@@ -231,7 +233,7 @@ DECLARE
     g record;
     same_row text;
 BEGIN
-    SELECT * INTO g FROM ner_retriever.generations(index_id) LIMIT 1;
+    SELECT * INTO g FROM ner_retriever.generations(index_id) AS o WHERE o.mentions = ANY (tables) LIMIT 1;
     SELECT string_agg(format('s.%I %s d.k%s', k.mention_column, k.equality, k."position"), ' AND ') INTO same_row
     FROM ner_retriever.managed_index AS i, ner_retriever.key_columns(i.base, i.key_numbers, g.mentions) AS k
     WHERE i.id = index_id;
@@ -243,10 +245,10 @@ BEGIN
     USING hashes;
 END
 $$;
-COMMENT ON FUNCTION ner_retriever.known_mentions(integer, bytea[]) IS
+COMMENT ON FUNCTION ner_retriever.known_mentions(integer, oid[], bytea[]) IS
 'Mentions of texts with these hashes that some row has already; NULL for a text that has none';
 
-CREATE FUNCTION ner_retriever.remember_rows(index_id integer, keys text[], numbers integer[], hashes bytea[])
+CREATE FUNCTION ner_retriever.remember_rows(index_id integer, tables oid[], keys text[], numbers integer[], hashes bytea[])
 RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -254,7 +256,7 @@ DECLARE
     g record;
     p record;
 BEGIN
-    FOR g IN SELECT * FROM ner_retriever.generations(index_id) LOOP
+    FOR g IN SELECT * FROM ner_retriever.generations(index_id) AS o WHERE o.mentions = ANY (tables) LOOP
         p := ner_retriever.pieces(index_id, g.mentions);
         EXECUTE format(
             'INSERT INTO %1$s (%2$s, text_hash) SELECT %3$s, n.hash FROM unnest($2, $3) AS n (i, hash)'
@@ -265,5 +267,5 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION ner_retriever.remember_rows(integer, text[], integer[], bytea[]) IS
+COMMENT ON FUNCTION ner_retriever.remember_rows(integer, oid[], text[], integer[], bytea[]) IS
 'Keeps what was embedded of rows; forgets those whose hash is NULL';

@@ -5,7 +5,7 @@ CREATE OR REPLACE FUNCTION @extschema@.ner_index(
     mode text DEFAULT 'deferred', storage text DEFAULT 'halfvec'
 )
 RETURNS regclass
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on
 AS $$
 DECLARE
     engine record;
@@ -97,7 +97,7 @@ RETURNS bigint
 LANGUAGE plpgsql
 -- Keys are written as the triggers write them; the search_path stays the caller's, for the condition.
 SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET timezone = 'UTC'
-SET extra_float_digits = 1 SET bytea_output = 'hex'
+SET extra_float_digits = 1 SET bytea_output = 'hex' SET row_security = on
 AS $$
 DECLARE
     index_number integer := (ner_retriever.find("table", "column")).id;
@@ -160,7 +160,7 @@ COMMENT ON FUNCTION ner_retriever.refresh_statement(regclass, text, name) IS
 
 CREATE OR REPLACE FUNCTION @extschema@.ner_reindex("table" regclass, "column" name DEFAULT NULL)
 RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on
 AS $$
 DECLARE
     i ner_retriever.managed_index;
@@ -237,7 +237,7 @@ COMMENT ON FUNCTION ner_retriever.check_dependants(regclass) IS
 
 CREATE FUNCTION ner_retriever.take_grants(old regclass, new regclass)
 RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on
 AS $$
 DECLARE
     g record;
@@ -268,7 +268,7 @@ CREATE OR REPLACE FUNCTION @extschema@.ner_wait(
     "table" regclass, timeout interval DEFAULT '1 hour', "column" name DEFAULT NULL
 )
 RETURNS boolean
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on
 AS $$
 DECLARE
     i ner_retriever.managed_index;
@@ -307,7 +307,7 @@ $$;
 
 CREATE OR REPLACE FUNCTION @extschema@.ner_retry_failed("table" regclass, "column" name DEFAULT NULL)
 RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on
 AS $$
 DECLARE
     i ner_retriever.managed_index;
@@ -327,7 +327,7 @@ $$;
 CREATE FUNCTION @extschema@.ner_check(
     "table" regclass, "column" name DEFAULT NULL, OUT missing bigint, OUT stale bigint, OUT orphaned bigint
 )
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on
 AS $$
 DECLARE
     i ner_retriever.managed_index;

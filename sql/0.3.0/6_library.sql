@@ -101,13 +101,6 @@ AS 'MODULE_PATHNAME', 'ner_forget_dependency_wrapper';
 COMMENT ON FUNCTION ner_retriever.forget_dependency(oid, oid) IS
 'Has a table no longer dropped together with a column of another';
 
-CREATE FUNCTION ner_retriever.forget_trigger_dependency(trigger oid, referenced oid)
-RETURNS void
-LANGUAGE c STRICT
-AS 'MODULE_PATHNAME', 'ner_forget_trigger_dependency_wrapper';
-COMMENT ON FUNCTION ner_retriever.forget_trigger_dependency(oid, oid) IS
-'Has a trigger no longer dropped together with a table';
-
 CREATE FUNCTION ner_retriever.target(index_id integer, OUT owner oid, OUT width integer, OUT is_whole boolean)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC

@@ -61,6 +61,14 @@ BEGIN
         SELECT p.ctid FROM ner_retriever.pending AS p WHERE p.index_id = OLD.id FOR UPDATE SKIP LOCKED));
     DELETE FROM ner_retriever.failed_row WHERE index_id = OLD.id;
     FOR t IN
+        SELECT ner_retriever.name_of(g.tgrelid) AS name, g.tgname FROM pg_trigger AS g
+        WHERE g.tgfoid = 'ner_retriever.on_change()'::regprocedure AND g.tgparentid = 0
+          AND g.tgname IN (SELECT format('ner_retriever_%s_%s', OLD.id, kind)
+                           FROM unnest(ARRAY['change', 'statement', 'truncate', 'insert', 'update']) AS kind)
+    LOOP
+        EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', t.tgname, t.name);
+    END LOOP;
+    FOR t IN
         SELECT DISTINCT c.oid FROM pg_class AS c
         WHERE c.oid IN (OLD.next_mentions, OLD.memory, OLD.next_memory)
     LOOP
@@ -269,6 +277,28 @@ RETURN NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = relation AND t.
 COMMENT ON FUNCTION ner_retriever.is_plain(oid) IS
 'Whether a table of the extension''s has nothing that runs code of its owner''s';
 
+-- Only what runs no code of the old owner's with the rights of the new one.
+CREATE FUNCTION ner_retriever.follow_owner(index_id integer)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    t record;
+BEGIN
+    FOR t IN
+        SELECT ner_retriever.name_of(c.oid) AS name, pg_get_userbyid(b.relowner) AS owner
+        FROM ner_retriever.managed_index AS i
+        JOIN pg_class AS b ON b.oid = i.base
+        JOIN pg_class AS c ON c.oid IN (i.mentions, i.next_mentions, i.memory, i.next_memory) AND c.relowner <> b.relowner
+        WHERE i.id = index_id AND ner_retriever.is_plain(c.oid)
+    LOOP
+        EXECUTE format('ALTER TABLE %s OWNER TO %I', t.name, t.owner);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.follow_owner(integer) IS
+'Gives the tables of an index to the owner of its table';
+
 CREATE FUNCTION ner_retriever.after_alter()
 RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -276,7 +306,6 @@ AS $$
 DECLARE
     altered oid[];
     i record;
-    t record;
 BEGIN
     -- In a dump the catalogue is still empty, or the tables are; in between what is said here does no harm.
     SELECT array_agg(DISTINCT q.relation) INTO altered
@@ -304,16 +333,8 @@ BEGIN
             coalesce((SELECT array_agg(a.attname ORDER BY u.n) FROM unnest(m.key_numbers) WITH ORDINALITY AS u (number, n)
                    JOIN pg_attribute AS a ON a.attrelid = m.base AND a.attnum = u.number AND NOT a.attisdropped
                    HAVING count(*) = cardinality(m.key_numbers)), m.key));
-        FOR t IN
-            SELECT ner_retriever.name_of(c.oid) AS name, pg_get_userbyid(b.relowner) AS owner
-            FROM pg_class AS b
-            JOIN pg_class AS c ON c.oid IN (i.mentions, i.next_mentions, i.memory, i.next_memory) AND c.relowner <> b.relowner
-            -- Only what happens to the table itself: whoever gives mentions away has done so on purpose. And
-            -- only what runs no code of the old owner's with the rights of the new one.
-            WHERE b.oid = i.base AND i.base::oid = ANY (altered) AND ner_retriever.is_plain(c.oid)
-        LOOP
-            EXECUTE format('ALTER TABLE %s OWNER TO %I', t.name, t.owner);
-        END LOOP;
+        -- Only what happens to the table itself: whoever gives mentions away has done so on purpose.
+        PERFORM ner_retriever.follow_owner(i.id) WHERE i.base::oid = ANY (altered);
         PERFORM ner_retriever.adopt(i.id);
         PERFORM ner_retriever.request_pass(i.id)
         WHERE i.base::oid = ANY (altered) OR EXISTS (
@@ -324,7 +345,7 @@ $$;
 COMMENT ON FUNCTION ner_retriever.after_alter() IS
 'Follows what is renamed or given away, and has tables compared that have changed';
 
--- Mentions go with the text's column, memory and triggers with the mentions. Dumps do not keep such
+-- Mentions go with the text's column, the memory with the mentions. Dumps do not keep such
 -- dependencies, so they are added where they are missing.
 CREATE FUNCTION ner_retriever.adopt(index_id integer)
 RETURNS void
@@ -344,13 +365,6 @@ BEGIN
         FROM ner_retriever.managed_index AS i
         CROSS JOIN LATERAL (VALUES (i.mentions, i.memory), (i.next_mentions, i.next_memory)) AS g (mentions, memory)
         WHERE i.id = adopt.index_id AND g.mentions IS NOT NULL AND g.memory IS NOT NULL
-        UNION ALL
-        SELECT 'pg_trigger'::regclass, t.oid, 'pg_class'::regclass, i.mentions::oid, 0
-        FROM ner_retriever.managed_index AS i
-        JOIN pg_trigger AS t ON t.tgrelid IN (SELECT r.relation FROM ner_retriever.tree(i.base) AS r (relation))
-        WHERE i.id = adopt.index_id AND t.tgparentid = 0
-          AND t.tgname IN (SELECT format('ner_retriever_%s_%s', i.id, kind)
-                           FROM unnest(ARRAY['change', 'statement', 'truncate']) AS kind)
     LOOP
         IF NOT EXISTS (
             SELECT FROM pg_depend AS p
@@ -410,7 +424,7 @@ COMMENT ON FUNCTION ner_retriever.follow_grants(integer[]) IS
 
 CREATE FUNCTION ner_retriever.after_grant()
 RETURNS event_trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = on
 AS $$
 BEGIN
     -- Those of the grantor: nobody's GRANT waits for somebody else's tables.
@@ -430,3 +444,9 @@ CREATE EVENT TRIGGER ner_retriever_after_alter ON ddl_command_end
     EXECUTE FUNCTION ner_retriever.after_alter();
 CREATE EVENT TRIGGER ner_retriever_after_grant ON ddl_command_end
     WHEN tag IN ('GRANT', 'REVOKE', 'DROP OWNED') EXECUTE FUNCTION ner_retriever.after_grant();
+-- Whoever loads as a replica changes tables, too.
+ALTER EVENT TRIGGER ner_retriever_before_alter ENABLE ALWAYS;
+ALTER EVENT TRIGGER ner_retriever_after_column_change ENABLE ALWAYS;
+ALTER EVENT TRIGGER ner_retriever_after_drop ENABLE ALWAYS;
+ALTER EVENT TRIGGER ner_retriever_after_alter ENABLE ALWAYS;
+ALTER EVENT TRIGGER ner_retriever_after_grant ENABLE ALWAYS;

@@ -100,7 +100,11 @@ DECLARE
     i record;
 BEGIN
     SELECT * INTO i FROM ner_retriever.managed_index AS m WHERE m.id = index_id;
-    IF NOT FOUND OR NOT ner_retriever.is_whole(index_id) THEN
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    PERFORM ner_retriever.follow_owner(index_id);
+    IF NOT ner_retriever.is_whole(index_id) THEN
         RETURN 0;
     END IF;
     rows_done := ner_retriever.take_up(index_id);
@@ -262,8 +266,6 @@ BEGIN
         SET mentions = next_mentions, memory = next_memory, fingerprint = next_fingerprint, dims = next_dims,
             next_mentions = NULL, next_memory = NULL, next_fingerprint = NULL, next_dims = NULL
         WHERE id = index_id;
-        -- The triggers went with the table that they depended on.
-        PERFORM ner_retriever.forget_trigger_dependencies(index_id, i.mentions);
         PERFORM ner_retriever.execute_as(i.owner, format('DROP TABLE %s', ner_retriever.name_of(i.mentions)));
         PERFORM ner_retriever.execute_as(i.owner, format('ALTER TABLE %s RENAME TO %I', ner_retriever.name_of(target), i.relname));
         PERFORM ner_retriever.adopt(index_id);
@@ -276,26 +278,6 @@ END
 $$;
 COMMENT ON FUNCTION ner_retriever.finish_filling(integer) IS
 'Builds the vector index of a table whose rows are all embedded, and puts the table in its place';
-
-CREATE FUNCTION ner_retriever.forget_trigger_dependencies(index_id integer, mentions oid)
-RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    t record;
-BEGIN
-    FOR t IN
-        SELECT d.objid FROM pg_depend AS d
-        WHERE d.classid = 'pg_trigger'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'a'
-          AND d.refobjid = forget_trigger_dependencies.mentions
-          AND EXISTS (SELECT FROM pg_trigger AS g WHERE g.oid = d.objid AND g.tgrelid <> forget_trigger_dependencies.mentions)
-    LOOP
-        PERFORM ner_retriever.forget_trigger_dependency(t.objid, mentions);
-    END LOOP;
-END
-$$;
-COMMENT ON FUNCTION ner_retriever.forget_trigger_dependencies(integer, oid) IS
-'Has the triggers of a managed index outlive its old mentions';
 
 CREATE FUNCTION ner_retriever.take_publications(old regclass, new regclass)
 RETURNS void

@@ -25,6 +25,13 @@ fn ner_depend_on(
     auto: bool,
 ) -> Result<(), ErrorReport> {
     require_superuser()?;
+    // A worker or an event trigger may know of a table that is gone by now.
+    let tables = pg_sys::RelationRelationId;
+    if (class == tables && !is_there(object))
+        || (referenced_class == tables && !is_there(referenced))
+    {
+        return Ok(());
+    }
     let address = |class, object, column| pg_sys::ObjectAddress {
         classId: class,
         objectId: object,
@@ -44,24 +51,31 @@ fn ner_depend_on(
 
 /// `ner_retriever.forget_dependency(oid, oid)`: of a table on another or its columns.
 #[pg_extern]
-fn ner_forget_dependency(object: Oid, referenced: Oid) -> Result<(), ErrorReport> {
-    forget(pg_sys::RelationRelationId, object, referenced)
-}
-
-/// `ner_retriever.forget_trigger_dependency(oid, oid)`
-#[pg_extern]
-fn ner_forget_trigger_dependency(trigger: Oid, referenced: Oid) -> Result<(), ErrorReport> {
-    forget(pg_sys::TriggerRelationId, trigger, referenced)
-}
-
-fn forget(class: Oid, object: Oid, table: Oid) -> Result<(), ErrorReport> {
+fn ner_forget_dependency(table: Oid, referenced: Oid) -> Result<(), ErrorReport> {
     require_superuser()?;
     // SAFETY: a change of the catalogue by numbers; what no dependency fits is left alone. What follows
     // in the transaction has to see it.
     unsafe {
-        let referenced = pg_sys::RelationRelationId;
-        pg_sys::deleteDependencyRecordsForSpecific(class, object, AUTO, referenced, table);
+        let class = pg_sys::RelationRelationId;
+        pg_sys::deleteDependencyRecordsForSpecific(class, table, AUTO, class, referenced);
         pg_sys::CommandCounterIncrement();
     }
     Ok(())
+}
+
+/// Whether a table is there and nobody is about to drop it; it stays until the transaction ends. Nobody is
+/// waited for.
+fn is_there(table: Oid) -> bool {
+    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+    // SAFETY: a lock and a look-up by number.
+    unsafe {
+        pg_sys::ConditionalLockRelationOid(table, lock)
+            && pg_sys::SearchSysCacheExists(
+                pg_sys::SysCacheIdentifier::RELOID as i32,
+                pg_sys::Datum::from(table),
+                pg_sys::Datum::from(0),
+                pg_sys::Datum::from(0),
+                pg_sys::Datum::from(0),
+            )
+    }
 }

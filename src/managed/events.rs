@@ -104,6 +104,9 @@ impl Statement {
     fn note(&mut self, command: AlterTableType::Type) {
         match command {
             AlterTableType::AT_AlterColumnType => self.changes_type = true,
+            // The column depends on what it is computed from anew.
+            #[cfg(any(feature = "pg17", feature = "pg18"))]
+            AlterTableType::AT_SetExpression => self.changes_type = true,
             AlterTableType::AT_DropColumn => self.drops_column = true,
             AlterTableType::AT_AttachPartition
             | AlterTableType::AT_DetachPartition

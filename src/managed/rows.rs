@@ -95,6 +95,21 @@ pub fn is_whole(index: i32) -> Result<bool, Error> {
     Ok(Spi::get_one_with_args(sql, &[index.into()])?.unwrap_or(false))
 }
 
+/// What is written to: an index, and its tables of mentions when the work began.
+struct Index {
+    number: i32,
+    tables: Vec<Oid>,
+}
+
+fn tables(index: i32) -> Result<Vec<Oid>, Error> {
+    Spi::connect_mut(|client| {
+        let sql = "SELECT mentions FROM ner_retriever.generations($1)";
+        let rows = client.update(sql, None, &[index.into()])?;
+        rows.map(|row| Ok(row.get::<Oid>(1)?.unwrap_or(Oid::INVALID)))
+            .collect()
+    })
+}
+
 /// A row as it is in the table.
 struct Row {
     /// Among the keys, from 1.
@@ -120,6 +135,10 @@ type Found = HashMap<Vec<u8>, Vec<Mention>>;
 pub fn embed(index: i32, owner: Oid, keys: &[Key], wait: bool) -> Result<Vec<i32>, Error> {
     debug_assert!(owner != Oid::INVALID);
     let keys: Vec<ServerBytes> = keys.iter().flatten().cloned().collect();
+    let index = &Index {
+        number: index,
+        tables: tables(index)?,
+    };
     let (rows, mut found) = without_keeping_locks(|| {
         let rows = read(index, &keys)?;
         let found = of_other_rows(index, &rows)?;
@@ -152,12 +171,16 @@ pub fn embed(index: i32, owner: Oid, keys: &[Key], wait: bool) -> Result<Vec<i32
     Ok(again)
 }
 
-fn read(index: i32, keys: &[ServerBytes]) -> Result<Vec<Row>, Error> {
+fn read(index: &Index, keys: &[ServerBytes]) -> Result<Vec<Row>, Error> {
     Spi::connect_mut(|client| {
         let rows = client.update(
-            "SELECT number, hash, body, known, donor FROM ner_retriever.read_rows($1, $2)",
+            "SELECT number, hash, body, known, donor FROM ner_retriever.read_rows($1, $2, $3)",
             None,
-            &[index.into(), keys.to_vec().into()],
+            &[
+                index.number.into(),
+                index.tables.clone().into(),
+                keys.to_vec().into(),
+            ],
         )?;
         rows.map(|row| {
             Ok(Row {
@@ -173,7 +196,7 @@ fn read(index: i32, keys: &[ServerBytes]) -> Result<Vec<Row>, Error> {
 }
 
 /// The mentions of texts that other rows have.
-fn of_other_rows(index: i32, rows: &[Row]) -> Result<Found, Error> {
+fn of_other_rows(index: &Index, rows: &[Row]) -> Result<Found, Error> {
     let hashes: HashSet<Vec<u8>> = rows
         .iter()
         .filter(|row| row.has_donor && !row.is_known)
@@ -187,9 +210,13 @@ fn of_other_rows(index: i32, rows: &[Row]) -> Result<Found, Error> {
     Spi::connect_mut(|client| {
         let rows = client.update(
             "SELECT number, mention, start_char, end_char, score, embedding
-             FROM ner_retriever.known_mentions($1, $2)",
+             FROM ner_retriever.known_mentions($1, $2, $3)",
             None,
-            &[index.into(), hashes.clone().into()],
+            &[
+                index.number.into(),
+                index.tables.clone().into(),
+                hashes.clone().into(),
+            ],
         )?;
         for row in rows {
             let at = usize::try_from(row.get::<i32>(1)?.unwrap_or(0) - 1).ok();
@@ -215,7 +242,7 @@ fn of_other_rows(index: i32, rows: &[Row]) -> Result<Found, Error> {
 }
 
 /// Asks the engine for the mentions of the texts that nobody has embedded yet, each text once.
-fn detect(index: i32, rows: &[Row], found: &mut Found) -> Result<(), Error> {
+fn detect(index: &Index, rows: &[Row], found: &mut Found) -> Result<(), Error> {
     let mut fingerprint: Option<String> = None;
     let mut waiting: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     let mut seen: HashSet<&[u8]> = HashSet::new();
@@ -274,10 +301,10 @@ fn utf8(text: Vec<u8>) -> Result<String, Error> {
 }
 
 /// The mentions must be of the model whose mentions the table is to have.
-fn check_model(index: i32, engine: String) -> Result<(), Error> {
+fn check_model(index: &Index, engine: String) -> Result<(), Error> {
     let known: Option<String> = Spi::connect_mut(|client| {
         let sql = "SELECT fingerprint FROM ner_retriever.generations($1)";
-        let row = client.update(sql, Some(1), &[index.into()])?.first();
+        let row = client.update(sql, Some(1), &[index.number.into()])?.first();
         Ok::<_, Error>(row.get(1)?)
     })?;
     match known {
@@ -299,17 +326,18 @@ fn hashes_of(rows: &[&Row]) -> Vec<Option<Vec<u8>>> {
 
 /// The numbers of the rows that are this transaction's to write now.
 fn claim(
-    index: i32,
+    index: &Index,
     keys: &[ServerBytes],
     rows: &[&Row],
     wait: bool,
 ) -> Result<HashSet<i32>, Error> {
-    let sql = "SELECT n FROM ner_retriever.claim_rows($1, $2, $3, $4) AS c (n)";
+    let sql = "SELECT n FROM ner_retriever.claim_rows($1, $2, $3, $4, $5) AS c (n)";
     let numbers = numbers_of(rows);
     collect_numbers(
         sql,
         &[
-            index.into(),
+            index.number.into(),
+            index.tables.clone().into(),
             keys.to_vec().into(),
             numbers.into(),
             wait.into(),
@@ -318,13 +346,13 @@ fn claim(
 }
 
 /// The numbers of the rows whose texts are still those that were embedded.
-fn compare(index: i32, keys: &[ServerBytes], rows: &[&Row]) -> Result<HashSet<i32>, Error> {
+fn compare(index: &Index, keys: &[ServerBytes], rows: &[&Row]) -> Result<HashSet<i32>, Error> {
     let sql = "SELECT n FROM ner_retriever.compare_rows($1, $2, $3, $4) AS c (n)";
     let (numbers, hashes) = (numbers_of(rows), hashes_of(rows));
     collect_numbers(
         sql,
         &[
-            index.into(),
+            index.number.into(),
             keys.to_vec().into(),
             numbers.into(),
             hashes.into(),
@@ -344,7 +372,7 @@ fn collect_numbers(
 }
 
 /// Writes mentions and memory of rows that are claimed.
-fn write(index: i32, keys: &[ServerBytes], rows: &[&Row], found: &Found) -> Result<(), Error> {
+fn write(index: &Index, keys: &[ServerBytes], rows: &[&Row], found: &Found) -> Result<(), Error> {
     let of_row = |row: &Row| -> &[Mention] {
         let mentions = row.hash.as_ref().and_then(|hash| found.get(hash));
         mentions.map_or(&[], Vec::as_slice)
@@ -356,9 +384,14 @@ fn write(index: i32, keys: &[ServerBytes], rows: &[&Row], found: &Found) -> Resu
     let position = |character: u32| character.cast_signed();
     Spi::connect_mut(|client| {
         client.update(
-            "SELECT ner_retriever.remove_mentions($1, $2, $3)",
+            "SELECT ner_retriever.remove_mentions($1, $2, $3, $4)",
             None,
-            &[index.into(), keys.to_vec().into(), numbers_of(rows).into()],
+            &[
+                index.number.into(),
+                index.tables.clone().into(),
+                keys.to_vec().into(),
+                numbers_of(rows).into(),
+            ],
         )?;
         if of_mention().next().is_some() {
             let dims = of_mention().next().map_or(0, |(_, m)| m.embedding.len());
@@ -375,10 +408,11 @@ fn write(index: i32, keys: &[ServerBytes], rows: &[&Row], found: &Found) -> Resu
             let ends: Vec<i32> = of_mention().map(|(_, m)| position(m.span.end)).collect();
             let scores: Vec<f32> = of_mention().map(|(_, m)| m.score).collect();
             client.update(
-                "SELECT ner_retriever.add_mentions($1, $2, $3, $4, $5, $6, $7, $8)",
+                "SELECT ner_retriever.add_mentions($1, $2, $3, $4, $5, $6, $7, $8, $9)",
                 None,
                 &[
-                    index.into(),
+                    index.number.into(),
+                    index.tables.clone().into(),
                     keys.to_vec().into(),
                     of.into(),
                     texts.into(),
@@ -390,10 +424,11 @@ fn write(index: i32, keys: &[ServerBytes], rows: &[&Row], found: &Found) -> Resu
             )?;
         }
         client.update(
-            "SELECT ner_retriever.remember_rows($1, $2, $3, $4)",
+            "SELECT ner_retriever.remember_rows($1, $2, $3, $4, $5)",
             None,
             &[
-                index.into(),
+                index.number.into(),
+                index.tables.clone().into(),
                 keys.to_vec().into(),
                 numbers_of(rows).into(),
                 hashes_of(rows).into(),

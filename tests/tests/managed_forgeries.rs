@@ -49,7 +49,7 @@ fn internal_functions_are_the_workers() {
         ("depend_on", "1259, 1259, 1259, 1259, 0, true"),
         ("count_as", "10, 'select 1'"),
         ("forget_dependency", "1259, 1259"),
-        ("forget_trigger_dependency", "1259, 1259"),
+        ("follow_owner", "1"),
         ("work", "0, 10, true"),
         ("work_on", "1, 10, true"),
         ("take_up", "1"),
