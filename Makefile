@@ -2,7 +2,7 @@
 # Downloads, builds and the private server live in one cache folder outside this checkout:
 # NER_RETRIEVER_CACHE, else /var/cache/ner_retriever (root), else ~/.cache/ner_retriever.
 
-.PHONY: help demo test start stop restart psql engine-path engine-cuda eval report minilm train bench install uninstall build \
+.PHONY: help demo test soak start stop restart psql engine-path engine-cuda eval report minilm train bench install uninstall build \
 	fmt lint clean distclean
 
 help: ## list the targets
@@ -14,6 +14,9 @@ demo: start ## build, start the private server, ask it which texts mention a din
 
 test: ## run all tests, the last line counts them
 	@scripts/test.sh
+
+soak: ## run made-up histories of managed indexes; make soak ARGS='--hours 2' (--help for more)
+	@scripts/soak.sh $(ARGS)
 
 start: ## build, install and start the private server
 	@scripts/install.sh install

@@ -1,0 +1,313 @@
+//! Compares each index, once all is quiet, with one made afresh: the mentions that the same engine
+//! finds now in each row of the table.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use postgres::{Client, SimpleQueryMessage};
+
+use super::place::MAX_TEXT_BYTES;
+use super::run::{Fault, Kind};
+use super::values::string;
+use crate::stand_in::POISON;
+
+/// How long differences may outlast `ner_wait`: what triggers did not tell is found in the background.
+const RECONCILING: Duration = Duration::from_secs(5);
+const WAIT: &str = "20 s";
+/// Lines of a difference that are worth printing.
+const LINES: usize = 12;
+
+/// A managed index as the catalogue has it.
+struct Index {
+    table: u32,
+    /// As SQL names it, with ONLY where children are not indexed.
+    from: String,
+    column: String,
+    mentions: String,
+    mode: String,
+    /// The key, an array of text: of the table's rows and of the mentions.
+    table_key: String,
+    mentions_key: String,
+    /// Type of the embeddings.
+    vector: String,
+}
+
+/// The first thing that is wrong, if any.
+pub fn compare(main: &mut Client, twin: &mut Client, indexed: &[(u32, i16)]) -> Option<Fault> {
+    for client in [&mut *main, &mut *twin] {
+        end_prepared(client);
+    }
+    if let Some(fault) = contents(main, twin).or_else(|| vanished(main, indexed)) {
+        return Some(fault);
+    }
+    match indexes(main) {
+        Ok(indexes) => indexes.iter().find_map(|index| index_fault(main, index)),
+        Err(error) => Some(fault(
+            Kind::State,
+            format!("the indexes cannot be read: {error}"),
+        )),
+    }
+}
+
+/// Tables and columns that have an index now.
+pub fn indexed_columns(client: &mut Client) -> Vec<(u32, i16)> {
+    let sql = "select i.base::oid, a.attnum from ner_retriever.managed_index as i
+         join pg_attribute as a on a.attrelid = i.base and a.attname = i.\"column\"";
+    let rows = client.query(sql, &[]).unwrap_or_default();
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+fn fault(kind: Kind, text: impl Into<String>) -> Fault {
+    let text = text.into();
+    Fault { kind, text }
+}
+
+/// What a query gives, a line a row.
+fn query(client: &mut Client, sql: &str) -> Result<Vec<String>, String> {
+    let messages = client
+        .simple_query(sql)
+        .map_err(|error| match error.as_db_error() {
+            Some(e) => format!("{} {} in: {sql}", e.code().code(), e.message()),
+            None => error.to_string(),
+        })?;
+    let line = |message: &SimpleQueryMessage| match message {
+        SimpleQueryMessage::Row(row) => {
+            let values: Vec<&str> = (0..row.len())
+                .map(|n| row.get(n).unwrap_or("NULL"))
+                .collect();
+            Some(values.join("\t"))
+        }
+        _ => None,
+    };
+    Ok(messages.iter().filter_map(line).collect())
+}
+
+/// Prepared transactions that the history has left hold their locks for ever.
+fn end_prepared(client: &mut Client) {
+    let sql = "select gid from pg_prepared_xacts where database = current_database() order by gid";
+    for gid in query(client, sql).unwrap_or_default() {
+        let _ = client.simple_query(&format!("COMMIT PREPARED {}", string(&gid)));
+    }
+}
+
+/// The user's own tables must be the twin's in every row.
+fn contents(main: &mut Client, twin: &mut Client) -> Option<Fault> {
+    let tables = "select format('%I.%I', n.nspname, c.relname)
+         from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+         where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema')
+         order by n.nspname, c.relname";
+    let tables = match query(twin, tables) {
+        Ok(tables) => tables,
+        Err(error) => return Some(fault(Kind::Contents, error)),
+    };
+    for table in tables {
+        let sql = format!("select t::text from only {table} as t order by 1");
+        let (here, there) = (query(main, &sql), query(twin, &sql));
+        if here != there {
+            return Some(fault(
+                Kind::Contents,
+                format!("{table}\nwith the index:    {here:?}\nwithout an index:  {there:?}"),
+            ));
+        }
+    }
+    None
+}
+
+fn vanished(client: &mut Client, indexed: &[(u32, i16)]) -> Option<Fault> {
+    let present = indexed_columns(client);
+    let gone = indexed.iter().find(|column| {
+        let (table, number) = column;
+        let sql = format!(
+            "select from pg_attribute where attrelid = {table} and attnum = {number} and not attisdropped"
+        );
+        !present.contains(column) && query(client, &sql).is_ok_and(|rows| !rows.is_empty())
+    });
+    gone.map(|(table, number)| {
+        let name = query(client, &format!("select {table}::regclass"));
+        fault(
+            Kind::Vanished,
+            format!("{name:?}, column {number}: the index has gone"),
+        )
+    })
+}
+
+fn indexes(client: &mut Client) -> Result<Vec<Index>, String> {
+    // Reads the key's columns from the extension, whichever way it remembers them.
+    let sql = "select i.\"table\"::oid, format('%s%I.%I', case b.relkind when 'r' then 'ONLY ' end, n.nspname, b.relname),
+             i.\"column\", format('%I.%I', mn.nspname, m.relname), i.mode,
+             (select string_agg(format('t.%I::text', k.base_column), ', ' order by k.\"position\")
+              from ner_retriever.key_columns(i.\"table\", i.mentions) as k),
+             (select string_agg(format('t.%I::text', k.mention_column), ', ' order by k.\"position\")
+              from ner_retriever.key_columns(i.\"table\", i.mentions) as k),
+             (select format_type(a.atttypid, a.atttypmod) from pg_attribute as a
+              where a.attrelid = i.mentions and a.attname = 'embedding')
+         from ner_retriever.indexes as i
+         join pg_class as b on b.oid = i.\"table\" join pg_namespace as n on n.oid = b.relnamespace
+         join pg_class as m on m.oid = i.mentions join pg_namespace as mn on mn.oid = m.relnamespace
+         order by i.id";
+    let rows = client
+        .query(sql, &[])
+        .map_err(|error| format!("{error:?}"))?;
+    rows.iter()
+        .map(|row| {
+            let part = |n: usize| row.get::<_, Option<String>>(n);
+            let from = part(1).unwrap_or_default();
+            let no_key = || format!("the index of {from} has no key");
+            Ok(Index {
+                table: row.get(0),
+                column: part(2).unwrap_or_default(),
+                mentions: part(3).unwrap_or_default(),
+                mode: part(4).unwrap_or_default(),
+                table_key: part(5).ok_or_else(no_key)?,
+                mentions_key: part(6).ok_or_else(no_key)?,
+                vector: part(7).unwrap_or_default(),
+                from,
+            })
+        })
+        .collect()
+}
+
+fn index_fault(client: &mut Client, index: &Index) -> Option<Fault> {
+    let arguments = format!("{}::oid::regclass", index.table);
+    let column = string(&index.column);
+    if index.mode == "manual" {
+        let sql = format!("select public.ner_refresh({arguments}, NULL, {column})");
+        if let Err(error) = query(client, &sql) {
+            return Some(fault(Kind::Call("refresh".into()), error));
+        }
+    }
+    let started = Instant::now();
+    loop {
+        let sql = format!("select public.ner_wait({arguments}, '{WAIT}', {column})");
+        match query(client, &sql) {
+            Ok(done) if done == ["t"] => {}
+            Ok(_) => return Some(fault(Kind::Wait, state(client, index))),
+            Err(error) => return Some(fault(Kind::Call("wait".into()), error)),
+        }
+        let found = mentions(client, index)
+            .or_else(|| failures(client, index))
+            .or_else(|| at_rest(client, index));
+        if found.is_none() || started.elapsed() > RECONCILING {
+            return found;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn state(client: &mut Client, index: &Index) -> String {
+    let sql = format!(
+        "select i::text from ner_retriever.indexes as i where \"table\" = {}::oid and \"column\" = {}",
+        index.table,
+        string(&index.column)
+    );
+    format!(
+        "{} ({}): {:?}",
+        index.from,
+        index.column,
+        query(client, &sql)
+    )
+}
+
+/// The rows with their keys, and whether the engine refuses them.
+fn rows_cte(index: &Index) -> String {
+    format!(
+        "with source as materialized (
+             select array[{key}] as key, t.{column}::text as body,
+                    coalesce(octet_length(t.{column}::text) > {MAX_TEXT_BYTES}
+                        or strpos(t.{column}::text, '{POISON}') > 0, false) as poisoned
+             from {from} as t)",
+        key = index.table_key,
+        column = super::values::quoted(&index.column),
+        from = index.from,
+    )
+}
+
+/// What is stored and what the texts have, bit for bit; mentions of poisoned rows may be anything.
+fn mentions(client: &mut Client, index: &Index) -> Option<Fault> {
+    let sql = format!(
+        "{source}, should as materialized (
+             select s.key, e.entity, e.start_char, e.end_char, e.embedding::{vector}::text
+             from source as s cross join lateral public.ner_entity_embeddings(s.body) as e
+             where not s.poisoned),
+         present as materialized (
+             select array[{key}] as key, t.mention, t.start_char, t.end_char, t.embedding::text
+             from {mentions} as t),
+         counted as (
+             select * from present where key not in (select key from source where poisoned))
+         (select 'missing' as what, q.* from (table should except all table counted) as q
+          union all select 'too much', q.* from (table counted except all table should) as q)
+         order by 1, 2, 4",
+        source = rows_cte(index),
+        vector = index.vector,
+        key = index.mentions_key,
+        mentions = index.mentions,
+    );
+    match query(client, &sql) {
+        Ok(lines) if lines.is_empty() => None,
+        Ok(lines) => Some(fault(Kind::Mentions, listed(client, index, &lines))),
+        Err(error) => Some(fault(Kind::Mentions, error)),
+    }
+}
+
+/// Failed rows are the poisoned ones.
+fn failures(client: &mut Client, index: &Index) -> Option<Fault> {
+    let sql = format!(
+        "{source}, failed as (
+             select key from ner_retriever.failed
+             where \"table\" = {table}::oid and \"column\" = {column}),
+         poisoned as (select key from source where poisoned)
+         (select 'failed for no reason' as what, q.* from (table failed except table poisoned) as q
+          union all select 'poisoned and not failed', q.* from (table poisoned except table failed) as q)",
+        source = rows_cte(index),
+        table = index.table,
+        column = string(&index.column),
+    );
+    match query(client, &sql) {
+        Ok(lines) if lines.is_empty() => None,
+        Ok(lines) => Some(fault(Kind::Failed, listed(client, index, &lines))),
+        Err(error) => Some(fault(Kind::Failed, error)),
+    }
+}
+
+/// The index says itself that nothing is left to do.
+fn at_rest(client: &mut Client, index: &Index) -> Option<Fault> {
+    let here = format!(
+        "\"table\" = {}::oid and \"column\" = {}",
+        index.table,
+        string(&index.column)
+    );
+    let sql = format!(
+        "select from ner_retriever.indexes where {here} and (state <> 'ready' or rows_waiting > 0)"
+    );
+    if query(client, &sql).is_ok_and(|rows| !rows.is_empty()) {
+        return Some(fault(Kind::State, state(client, index)));
+    }
+    let known = "select from pg_proc where proname = 'ner_check'";
+    if query(client, known).is_ok_and(|rows| rows.is_empty()) {
+        return None;
+    }
+    let sql = format!(
+        "select * from public.ner_check({}::oid::regclass, {})",
+        index.table,
+        string(&index.column)
+    );
+    match query(client, &sql) {
+        Ok(lines) if lines == ["0\t0\t0"] => None,
+        other => Some(fault(
+            Kind::State,
+            format!("{}: ner_check gives {other:?}", index.from),
+        )),
+    }
+}
+
+fn listed(client: &mut Client, index: &Index, lines: &[String]) -> String {
+    let mut text = state(client, index);
+    for line in lines.iter().take(LINES) {
+        let line: String = line.chars().take(300).collect();
+        text.push_str(&format!("\n  {line}"));
+    }
+    if lines.len() > LINES {
+        text.push_str(&format!("\n  and {} more", lines.len() - LINES));
+    }
+    text
+}
