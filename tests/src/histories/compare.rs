@@ -13,7 +13,7 @@ use crate::stand_in::POISON;
 
 /// How long differences may outlast `ner_wait`: what triggers did not tell is found in the background.
 const RECONCILING: Duration = Duration::from_secs(5);
-const WAIT: &str = "20 s";
+const WAIT: &str = "10 s";
 /// Lines of a difference that are worth printing.
 const LINES: usize = 12;
 

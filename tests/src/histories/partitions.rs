@@ -167,24 +167,23 @@ pub fn change_aside(g: &mut Gen, session: usize) {
     let text = g.text();
     let t = &g.tables[table];
     let (name, source) = (t.part(&t.parts[part].name), quoted(&t.source));
-    let was_attached = t.parts[part].attached;
-    if was_attached {
-        g.say(
-            session,
-            format!(
-                "ALTER TABLE {} DETACH PARTITION {name}",
-                g.tables[table].q()
-            ),
-        );
+    let (q, is_partitioned) = (t.q(), t.is_partitioned());
+    let bounds = t.parts[part].bounds.clone();
+    let (detach, attach) = match is_partitioned {
+        true => (
+            format!("ALTER TABLE {q} DETACH PARTITION {name}"),
+            format!("ALTER TABLE {q} ATTACH PARTITION {name} {bounds}"),
+        ),
+        false => (
+            format!("ALTER TABLE {name} NO INHERIT {q}"),
+            format!("ALTER TABLE {name} INHERIT {q}"),
+        ),
+    };
+    if g.tables[table].parts[part].attached {
+        g.say(session, detach);
     }
     g.say(session, format!("UPDATE {name} SET {source} = {text}"));
-    let t = &g.tables[table];
-    let sql = format!(
-        "ALTER TABLE {} ATTACH PARTITION {name} {}",
-        t.q(),
-        t.parts[part].bounds
-    );
-    g.say(session, sql);
+    g.say(session, attach);
     g.tables[table].parts[part].attached = true;
 }
 

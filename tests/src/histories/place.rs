@@ -90,7 +90,8 @@ impl Place {
             client,
             "CREATE ROLE histories_owner LOGIN; CREATE ROLE histories_writer LOGIN;
              CREATE ROLE histories_reader; CREATE ROLE histories_group;
-             GRANT histories_group TO histories_owner",
+             GRANT histories_group TO histories_owner;
+             GRANT pg_read_server_files TO histories_owner, histories_writer",
         );
         for (name, extension) in [
             (

@@ -152,8 +152,8 @@ pub fn text(rng: &mut Rng, poison: bool) -> String {
     }
     let mut text = String::new();
     for _ in 0..=rng.below(3) {
-        text.push_str(*rng.pick(&NAMES));
-        text.push_str(*rng.pick(&GLUE));
+        text.push_str(rng.pick::<&str>(&NAMES));
+        text.push_str(rng.pick::<&str>(&GLUE));
     }
     format!("'{text}'")
 }
