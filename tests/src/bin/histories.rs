@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         Command::Run(plan) => plan,
         Command::One(seed, plan) => {
             let history = generate(seed, place.major(), &plan.without);
-            println!("{}", described(&history, &run::run(&place, &history)));
+            println!("{}", described(&history, &run::run(&place, &history, true)));
             plan
         }
         Command::Show(..) => return ExitCode::SUCCESS,

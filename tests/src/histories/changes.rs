@@ -107,6 +107,9 @@ pub fn update_text(g: &mut Gen, session: usize) {
     let table = some_table(g);
     let (n, text, target) = (g.old_row(session, table), g.text(), target(g, table));
     let everywhere = g.rng.chance(12);
+    if everywhere {
+        g.clear_way(session);
+    }
     let t = &g.tables[table];
     let source = quoted(&t.source);
     let condition = if everywhere {
@@ -126,6 +129,7 @@ pub fn update_text(g: &mut Gen, session: usize) {
 }
 
 pub fn update_nothing(g: &mut Gen, session: usize) {
+    g.clear_way(session);
     let table = some_table(g);
     let t = &g.tables[table];
     let (q, source, key) = (t.q(), quoted(&t.source), quoted(&t.key[0].name));
@@ -143,6 +147,8 @@ pub fn update_other(g: &mut Gen, session: usize) {
     let Some(column) = t.others.first().cloned() else {
         return update_key(g, session);
     };
+    g.clear_way(session);
+    let t = &g.tables[table];
     let (q, name, value) = (
         t.q(),
         quoted(&column.name),
@@ -190,6 +196,7 @@ pub fn delete(g: &mut Gen, session: usize) {
     g.tables[table].rows.remove(&n);
     match g.rng.below(8) {
         0 => {
+            g.clear_way(session);
             g.tables[table].rows.clear();
             g.say(session, format!("DELETE FROM {target}"));
         }
@@ -313,6 +320,9 @@ pub fn select(g: &mut Gen, session: usize) {
         " FOR UPDATE SKIP LOCKED",
     ];
     let lock = lock[g.rng.weighted([50, 20, 15, 15].into_iter())];
+    if lock.ends_with("SHARE") {
+        g.clear_way(session);
+    }
     let lock = if g.sessions[session].role == Role::Writer {
         ""
     } else {

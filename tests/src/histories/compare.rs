@@ -12,7 +12,7 @@ use super::values::string;
 use crate::stand_in::POISON;
 
 /// How long differences may outlast `ner_wait`: what triggers did not tell is found in the background.
-const RECONCILING: Duration = Duration::from_secs(5);
+const RECONCILING: Duration = Duration::from_secs(3);
 const WAIT: &str = "10 s";
 /// Lines of a difference that are worth printing.
 const LINES: usize = 12;

@@ -111,10 +111,8 @@ impl Gen {
         if kind.for_owners && self.sessions[session].role == Role::Writer && self.rng.chance(95) {
             session = 0;
         }
-        if kind.locks && self.rng.chance(90) {
-            for other in (0..self.sessions.len()).filter(|other| *other != session) {
-                super::blocks::end(self, other);
-            }
+        if kind.locks {
+            self.clear_way(session);
         }
         let alone =
             self.sessions[session].statements >= BLOCK || kind.outside || self.rng.chance(15);
@@ -123,6 +121,15 @@ impl Gen {
         }
         self.sessions[session].statements += 1;
         (kind.make)(self, session);
+    }
+
+    /// Ends what would have a statement of the session wait, mostly: waiting takes long and tells little.
+    pub fn clear_way(&mut self, session: usize) {
+        if self.rng.chance(90) {
+            for other in (0..self.sessions.len()).filter(|other| *other != session) {
+                super::blocks::end(self, other);
+            }
+        }
     }
 
     /// A statement of a user.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ pub const MAX_TEXT_BYTES: usize = 4096;
 /// Nothing in a history takes as long on the busiest machine: whoever does hangs.
 const STATEMENT_TIMEOUT: &str = "20s";
 /// Long enough for what workers hold locks for, and short because sessions do wait for each other.
-const LOCK_TIMEOUT: &str = "700ms";
+const LOCK_TIMEOUT: &str = "400ms";
 
 const SETTINGS: Settings<'static> = &[
     ("shared_preload_libraries", "ner_retriever"),
@@ -37,10 +37,11 @@ const SETTINGS: Settings<'static> = &[
     ("max_wal_size", "8GB"),
 ];
 
+/// A pair of databases serves so many histories: creating one takes longer than most histories do.
+const USES: usize = 40;
+
 /// What both templates have, and every history may use.
-const COMMON: &str = r#"
-    CREATE EXTENSION citext SCHEMA public;
-    GRANT ALL ON SCHEMA public TO PUBLIC;
+const TYPES: &str = r#"
     SET ROLE histories_owner;
     CREATE DOMAIN public.code AS text CHECK (value <> '');
     CREATE DOMAIN public.prose AS text;
@@ -48,18 +49,36 @@ const COMMON: &str = r#"
         'label 6', 'label 7', 'label 8', 'label 9', 'label 10', 'label 11', 'label 12', 'label 13');
     RESET ROLE"#;
 
+/// Takes away whatever a history has left in a database.
+const CLEAN: &str = r#"
+    DO $$ DECLARE what text; BEGIN
+        FOR what IN
+            SELECT format('SCHEMA %I', nspname) FROM pg_namespace
+            WHERE nspname !~ '^pg_' AND nspname NOT IN ('public', 'information_schema', 'ner_retriever')
+            UNION ALL
+            SELECT format('TABLE IF EXISTS public.%I', relname) FROM pg_class AS c
+            WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+              AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.objid = c.oid AND d.deptype = 'e')
+        LOOP
+            EXECUTE 'DROP ' || what || ' CASCADE';
+        END LOOP;
+    END $$;
+    DROP TYPE public.code, public.prose, public."Mood""#;
+
 /// A server with the stand-in engine. Its histories run side by side, those that crash it alone.
 pub struct Place {
     server: Server,
     major: u32,
     gate: RwLock<()>,
     made: AtomicUsize,
+    free: Mutex<Vec<Pair>>,
 }
 
 /// The two databases of a run.
 pub struct Pair {
     pub main: String,
     pub twin: String,
+    uses: usize,
 }
 
 impl Place {
@@ -75,6 +94,7 @@ impl Place {
             major: version.parse::<u32>().expect("a number") / 10_000,
             gate: RwLock::new(()),
             made: AtomicUsize::new(0),
+            free: Mutex::default(),
         };
         place.make_templates(&mut client);
         place
@@ -105,7 +125,10 @@ impl Place {
                 &format!("CREATE DATABASE {name} OWNER histories_owner TEMPLATE template0"),
             );
             let mut inside = self.server.connect_as("postgres", name);
-            run(&mut inside, &format!("{extension} {COMMON}"));
+            let sql = format!(
+                "{extension} CREATE EXTENSION citext SCHEMA public; GRANT ALL ON SCHEMA public TO PUBLIC; {TYPES}"
+            );
+            run(&mut inside, &sql);
         }
     }
 
@@ -129,32 +152,67 @@ impl Place {
         }
     }
 
-    /// Two new databases.
-    pub fn pair(&self) -> Pair {
+    /// Two databases with nothing in them, `fresh` ones or such that an earlier history had.
+    pub fn pair(&self, fresh: bool) -> Pair {
+        let free = || {
+            self.free
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop()
+        };
+        if let Some(pair) = (!fresh).then(free).flatten() {
+            return pair;
+        }
         let number = self.made.fetch_add(1, Relaxed);
         let pair = Pair {
             main: format!("h{number}m"),
             twin: format!("h{number}t"),
+            uses: 0,
         };
         let mut client = self.controller("postgres");
         for (name, template) in [
             (&pair.main, "histories_main"),
             (&pair.twin, "histories_twin"),
         ] {
-            let sql = format!(
-                "CREATE DATABASE {name} OWNER histories_owner TEMPLATE {template} STRATEGY wal_log"
-            );
+            let sql = format!("CREATE DATABASE {name} OWNER histories_owner TEMPLATE {template}");
             retried(|| client.batch_execute(&sql));
         }
         pair
     }
 
-    /// Drops what [`Self::pair`] made.
-    pub fn discard(&self, pair: &Pair) {
+    /// Takes a pair back after a run; one that a fault may have left something in is dropped.
+    pub fn give_back(&self, mut pair: Pair, faultless: bool) {
+        pair.uses += 1;
+        let again = faultless && pair.uses < USES;
+        if again
+            && [&pair.main, &pair.twin]
+                .iter()
+                .all(|name| self.clean(name).is_ok())
+        {
+            self.free
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(pair);
+            return;
+        }
         let mut client = self.controller("postgres");
         for name in [&pair.main, &pair.twin] {
             retried(|| client.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")));
         }
+    }
+
+    fn clean(&self, database: &str) -> Result<(), postgres::Error> {
+        let mut client = self.controller(database);
+        // A worker keeps the settings that it came with: the next history's are others.
+        client.batch_execute(&format!(
+            "SET client_min_messages = error;
+             ALTER DATABASE {database} RESET ALL;
+             ALTER ROLE postgres IN DATABASE {database} RESET ALL;
+             SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity
+             WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        ))?;
+        client.batch_execute(CLEAN)?;
+        client.batch_execute(TYPES)
     }
 
     /// A session that no setting of the database reaches, for looking and for arranging.

@@ -69,10 +69,10 @@ struct Run<'a> {
     indexed: Vec<(u32, i16)>,
 }
 
-/// Runs a history in two new databases.
-pub fn run(place: &Place, history: &History) -> Report {
+/// Runs a history in two databases, which have never had another if they are to be `fresh`.
+pub fn run(place: &Place, history: &History, fresh: bool) -> Report {
     place.admit(history, || {
-        let pair = place.pair();
+        let pair = place.pair(fresh);
         let mut run = Run {
             place,
             pair: &pair,
@@ -96,7 +96,7 @@ pub fn run(place: &Place, history: &History) -> Report {
             report.fault = run.finish();
         }
         drop(run);
-        place.discard(&pair);
+        place.give_back(pair, report.fault.is_none());
         report
     })
 }

@@ -44,7 +44,7 @@ pub fn shrink(place: &Place, history: &History, kind: &Kind) -> Option<(History,
 
 fn fails(place: &Place, history: &History, kind: &Kind) -> Option<Report> {
     (0..ATTEMPTS).find_map(|_| {
-        let report = run(place, history);
+        let report = run(place, history, true);
         let same = report
             .fault
             .as_ref()

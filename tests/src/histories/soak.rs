@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::history::History;
 use super::place::Place;
-use super::run::{Report, run};
+use super::run::{Fault, Kind, Report, run};
 use super::shrink::shrink;
 use super::{Without, generate};
 
@@ -31,6 +31,8 @@ pub struct Plan {
 pub struct Tally {
     pub histories: u64,
     pub differences: Vec<u64>,
+    /// The kinds that have been shrunk: one of each is enough for whoever goes on counting.
+    shrunk: Vec<Kind>,
 }
 
 /// Runs histories as planned; prints what differs, and lines of progress.
@@ -46,17 +48,21 @@ pub fn soak(place: &Place, plan: &Plan) -> Tally {
                 break;
             }
             let history = generate(seed, place.major(), &plan.without);
-            let report = run(place, &history);
+            let report = run(place, &history, false);
             let mut tally = tally.lock().expect("no thread panics with it");
             tally.histories += 1;
-            if report.fault.is_some() {
+            if let Some(fault) = &report.fault {
                 tally.differences.push(seed);
                 if !plan.keep_going {
                     stop.store(true, Relaxed);
                 }
                 println!("{}", described(&history, &report));
-                if plan.shrinks {
-                    println!("{}", shortest(place, &history, &report));
+                let known = tally.shrunk.contains(&fault.kind);
+                tally.shrunk.push(fault.kind.clone());
+                if plan.shrinks && !known {
+                    drop(tally);
+                    println!("{}", shortest(place, &history, fault));
+                    continue;
                 }
             }
             let mut told = told.lock().expect("no thread panics with it");
@@ -107,10 +113,7 @@ pub fn described(history: &History, report: &Report) -> String {
 }
 
 /// The shrunk history of a failing one.
-fn shortest(place: &Place, history: &History, report: &Report) -> String {
-    let Some(fault) = &report.fault else {
-        return String::new();
-    };
+fn shortest(place: &Place, history: &History, fault: &Fault) -> String {
     match shrink(place, history, &fault.kind) {
         Some((history, report)) => {
             format!(
