@@ -5,11 +5,11 @@ use super::history::{Action, Role};
 
 /// For a whole database, whose workers they reach as well. Users' sessions have their own time limits.
 const DATABASE: [(&str, &str, u32); 44] = [
-    ("statement_timeout", "1ms", 15),
-    ("lock_timeout", "1ms", 15),
-    ("transaction_timeout", "2ms", 17),
-    ("idle_in_transaction_session_timeout", "1ms", 15),
-    ("idle_session_timeout", "20ms", 15),
+    ("statement_timeout", "'1ms'", 15),
+    ("lock_timeout", "'1ms'", 15),
+    ("transaction_timeout", "'2ms'", 17),
+    ("idle_in_transaction_session_timeout", "'1ms'", 15),
+    ("idle_session_timeout", "'20ms'", 15),
     ("default_transaction_read_only", "on", 15),
     ("default_transaction_isolation", "serializable", 15),
     ("default_transaction_isolation", "'repeatable read'", 15),
