@@ -81,6 +81,7 @@ build_sql() {
   [ "$MAJOR" -ge 16 ] || edit=(-e 's/@extschema:vector@\.//')
   sed -e '' "${edit[@]}" "$REPO/sql/ner_retriever--0.1.0.sql" >"$folder/ner_retriever--0.1.0.sql"
   sed -e '' "${edit[@]}" "$REPO"/sql/0.2.0/*.sql >"$folder/ner_retriever--0.1.0--0.2.0.sql"
+  sed -e '' "${edit[@]}" "$REPO"/sql/0.3.0/*.sql >"$folder/ner_retriever--0.2.0--0.3.0.sql"
 }
 
 # Where the SQL files for this server are.

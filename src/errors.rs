@@ -56,8 +56,6 @@ pub enum Error {
     WorkerOnly,
     #[error("this function is for the triggers of a managed index")]
     NotATrigger,
-    #[error("this table has no managed index to be told of the change")]
-    NotManaged,
     /// PostgreSQL raises its own errors; this is of the interface between.
     #[error("could not run a statement: {0}")]
     Spi(#[from] pgrx::spi::Error),
@@ -84,7 +82,7 @@ impl Error {
             Self::WorkerOnly => ERRCODE_INSUFFICIENT_PRIVILEGE,
             Self::NotATrigger => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             Self::Spi(_) => ERRCODE_INTERNAL_ERROR,
-            Self::ModelChanged | Self::ForeignModel { .. } | Self::NotManaged => {
+            Self::ModelChanged | Self::ForeignModel { .. } => {
                 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
             }
             Self::RequestTooLarge | Self::TextTooLarge { .. } => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
@@ -134,9 +132,6 @@ impl Error {
                 Some("Configure the old model again, or embed the table anew with ner_reindex.")
             }
             Self::NotATrigger | Self::WorkerOnly => None,
-            Self::NotManaged => Some(
-                "If the table was restored without the extension's tables, drop its triggers that call ner_retriever.on_change and call ner_index.",
-            ),
             Self::Spi(_) => Some("This is a bug of the extension."),
             Self::SpanWithoutText(_) | Self::SpanBeforeText(_) => Some(
                 "Spans count characters from 0 and exclude their end, such as int4range(0, 5).",

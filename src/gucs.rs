@@ -60,6 +60,10 @@ static MAX_ATTEMPTS: Int = Int::new(5);
 /// 2: one reads and writes rows while the engine computes for the other.
 static QUEUE_WORKERS: Int = Int::new(2);
 
+/// An hour: comparing a million rows takes some seconds of a core, so that it costs a fraction of a percent,
+/// and whatever no trigger has told of is found within the hour.
+static RECONCILE_INTERVAL: Int = Int::new(3600);
+
 const MAX_KB: i32 = 1024 * 1024;
 
 /// Makes the settings known to the server and reserves their prefix.
@@ -207,6 +211,16 @@ fn define_queue() {
         &QUEUE_WORKERS,
         1..=64,
     );
+    GucRegistry::define_int_guc(
+        c"ner_retriever.reconcile_interval",
+        c"Time after which a table is compared with what its managed index has of it.",
+        c"It finds changes that no trigger has told of. 0 means never.",
+        &RECONCILE_INTERVAL,
+        0,
+        i32::MAX / 1000,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
 }
 
 fn text(name: &'static CStr, short: &'static CStr, long: &'static CStr, setting: &'static Text) {
@@ -289,6 +303,12 @@ pub fn detection_threshold() -> Option<f32> {
 /// At least 1.
 pub fn queue_workers() -> u16 {
     u16::try_from(QUEUE_WORKERS.get()).unwrap_or(1)
+}
+
+/// `None` means never.
+pub fn reconcile_interval() -> Option<Duration> {
+    let seconds = u64::try_from(RECONCILE_INTERVAL.get()).ok();
+    seconds.filter(|s| *s > 0).map(Duration::from_secs)
 }
 
 /// `None` means no limit.

@@ -18,6 +18,7 @@ mod text;
 mod type_cache;
 mod types;
 mod vector;
+mod visits;
 
 use pgrx::prelude::*;
 

@@ -20,10 +20,10 @@ use crate::backoff::Backoff;
 use crate::engine_process::{EngineCommand, EngineProcess};
 use crate::engines::Engines;
 use crate::latch::{Interest, wait};
-use crate::managed::wake;
 use crate::paths;
 use crate::start::{Origin, open_lock};
 use crate::text::displayable;
+use crate::visits::Visits;
 
 /// A killed process may linger in the kernel (a GPU driver); the server's shutdown must not wait.
 const REAP_LIMIT: Duration = Duration::from_secs(1);
@@ -95,23 +95,26 @@ impl Supervisor {
     }
 
     fn run(&mut self) {
-        wake::resume_unfinished();
+        let mut visits = Visits::new();
         while !BackgroundWorker::sigterm_received() {
             if BackgroundWorker::sighup_received() {
                 self.reload();
             }
             self.reap();
+            let next = visits.look();
             if let Some(engine) = &self.engine {
                 let timeout = engine.enforce_stop();
-                wait(None, timeout);
+                wait(None, Some(timeout.unwrap_or(next).min(next)));
             } else {
-                self.wait_for_connection();
+                self.wait_for_connection(next);
             }
         }
     }
 
-    fn wait_for_connection(&mut self) {
+    /// Waits until it is time for the next look at most.
+    fn wait_for_connection(&mut self, next: Duration) {
         let pause = self.backoff.remaining(Instant::now());
+        let pause = Some(pause.unwrap_or(next).min(next));
         let connection = Some((self.listener.as_fd(), Interest::Readable));
         if !wait(connection, pause) {
             return;

@@ -4,11 +4,15 @@
     reason = "pgrx reports SQLSTATE and hint of an ErrorReport only, not of a box around one"
 )]
 
+use std::ffi::c_char;
+
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::pg_sys::{self, Oid};
 use pgrx::prelude::*;
 
-use super::role::is_superuser;
-use crate::errors::Error;
+use super::role::require_superuser;
+
+const AUTO: c_char = pg_sys::DependencyType::DEPENDENCY_AUTO as c_char;
 
 /// `ner_retriever.depend_on(oid, oid, oid, oid, integer, boolean)`
 #[pg_extern]
@@ -19,10 +23,8 @@ fn ner_depend_on(
     referenced: Oid,
     referenced_column: i32,
     auto: bool,
-) -> Result<(), pg_sys::panic::ErrorReport> {
-    if !is_superuser() {
-        return Err(Error::WorkerOnly.into());
-    }
+) -> Result<(), ErrorReport> {
+    require_superuser()?;
     let address = |class, object, column| pg_sys::ObjectAddress {
         classId: class,
         objectId: object,
@@ -37,5 +39,29 @@ fn ner_depend_on(
     };
     // SAFETY: both addresses live as long as the call.
     unsafe { pg_sys::recordDependencyOn(&raw const dependent, &raw const on, behavior) };
+    Ok(())
+}
+
+/// `ner_retriever.forget_dependency(oid, oid)`: of a table on another or its columns.
+#[pg_extern]
+fn ner_forget_dependency(object: Oid, referenced: Oid) -> Result<(), ErrorReport> {
+    forget(pg_sys::RelationRelationId, object, referenced)
+}
+
+/// `ner_retriever.forget_trigger_dependency(oid, oid)`
+#[pg_extern]
+fn ner_forget_trigger_dependency(trigger: Oid, referenced: Oid) -> Result<(), ErrorReport> {
+    forget(pg_sys::TriggerRelationId, trigger, referenced)
+}
+
+fn forget(class: Oid, object: Oid, table: Oid) -> Result<(), ErrorReport> {
+    require_superuser()?;
+    // SAFETY: a change of the catalogue by numbers; what no dependency fits is left alone. What follows
+    // in the transaction has to see it.
+    unsafe {
+        let referenced = pg_sys::RelationRelationId;
+        pg_sys::deleteDependencyRecordsForSpecific(class, object, AUTO, referenced, table);
+        pg_sys::CommandCounterIncrement();
+    }
     Ok(())
 }

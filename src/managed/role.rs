@@ -5,6 +5,8 @@ use std::ptr;
 
 use pgrx::pg_sys::{self, Oid};
 
+use crate::errors::Error;
+
 /// What was before; restored when dropped, also by an error that unwinds.
 struct Before {
     user: Oid,
@@ -43,9 +45,19 @@ pub fn as_role<T>(role: Oid, work: impl FnOnce() -> T) -> T {
 }
 
 /// Whether the current role is a superuser.
-pub fn is_superuser() -> bool {
+fn is_superuser() -> bool {
     // SAFETY: a lookup in the catalogue's cache.
     unsafe { pg_sys::superuser() }
+}
+
+/// # Errors
+/// `WorkerOnly` unless the current role is a superuser.
+pub fn require_superuser() -> Result<(), Error> {
+    if is_superuser() {
+        Ok(())
+    } else {
+        Err(Error::WorkerOnly)
+    }
 }
 
 /// The owner of a relation; `None` if there is no such relation.

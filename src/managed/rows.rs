@@ -1,18 +1,25 @@
-//! Embedding rows: reads their texts, asks the engine, replaces their mentions.
+//! Embedding rows: reads their texts, asks the engine, replaces their mentions and remembers what was
+//! embedded.
+//!
+//! Nothing of the users' tables is locked while the engine computes. Who writes the mentions of a row holds
+//! the lock of the row that remembers it, and compares the text once more under that lock: a text that
+//! has changed meanwhile is left to the hint of that change.
 #![expect(
     clippy::result_large_err,
     reason = "pgrx reports SQLSTATE and hint of an ErrorReport only, not of a box around one"
 )]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use ner_retriever_protocol::{Mention, Priority, TextRequest};
+use ner_retriever_protocol::{Mention, Priority, Span, TextRequest};
+use pgrx::pg_sys::Oid;
 use pgrx::pg_sys::panic::ErrorReport;
-use pgrx::pg_sys::{self, Oid};
 use pgrx::prelude::*;
 
-use super::role::{as_role, is_superuser};
-use super::statements::{Statements, WriteStatements, statements, write_statements};
+use super::changes::Key;
+use super::role::{as_role, require_superuser};
+use super::server_bytes::ServerBytes;
+use super::subtransaction::without_keeping_locks;
 use crate::errors::Error;
 use crate::functions::{check_size, mentions};
 
@@ -22,117 +29,225 @@ const REQUEST_BYTES: usize = 128 * 1024;
 
 /// `ner_retriever.embed_rows(integer, text[])`
 #[pg_extern]
-fn ner_embed_rows(index: i32, keys: Array<'_, &str>) -> Result<Vec<i32>, ErrorReport> {
-    if !is_superuser() {
-        return Err(Error::WorkerOnly.into());
-    }
-    let Some(statements) = statements(index)? else {
+fn ner_embed_rows(index: i32, keys: Array<'_, &[u8]>) -> Result<Vec<i32>, ErrorReport> {
+    require_superuser()?;
+    let Some((owner, width)) = target(index)? else {
         return Ok(Vec::new());
     };
-    let keys: Vec<String> = keys.iter().flatten().map(str::to_owned).collect();
-    Ok(embed(index, &statements, &keys)?)
+    let parts: Vec<ServerBytes> = keys
+        .iter()
+        .flatten()
+        .map(|part| ServerBytes(part.to_vec()))
+        .collect();
+    let keys: Vec<Key> = parts.chunks(width).map(<[_]>::to_vec).collect();
+    Ok(as_role(owner, || embed(index, owner, &keys, false))?)
 }
 
 /// `ner_retriever.execute_as(oid, text)`
 #[pg_extern]
-fn ner_execute_as(owner: Oid, statement: &str) -> Result<i64, ErrorReport> {
-    if !is_superuser() {
-        return Err(Error::WorkerOnly.into());
-    }
-    let rows = as_role(owner, || {
+fn ner_execute_as(owner: Oid, statement: &[u8]) -> Result<i64, ErrorReport> {
+    let (_, rows) = run_as(owner, statement, false)?;
+    Ok(rows)
+}
+
+/// `ner_retriever.count_as(oid, text)`
+#[pg_extern]
+fn ner_count_as(owner: Oid, statement: &[u8]) -> Result<i64, ErrorReport> {
+    let (value, _) = run_as(owner, statement, true)?;
+    Ok(value.unwrap_or(0))
+}
+
+/// The first value of a query, if it gives a number, and how many rows a statement was about. Names in
+/// it are in the database's encoding.
+fn run_as(owner: Oid, statement: &[u8], has_value: bool) -> Result<(Option<i64>, i64), Error> {
+    require_superuser()?;
+    as_role(owner, || {
         Spi::connect_mut(|client| {
-            client.update(statement, None, &[])?;
-            // SAFETY: reads a variable of this process that the statement has just set.
-            Ok::<_, Error>(unsafe { pg_sys::SPI_processed })
+            // EXECUTE takes the bytes as they are; the library's strings are UTF-8.
+            let sql = "SELECT value, processed FROM ner_retriever.run_statement($1, $2)";
+            let statement = ServerBytes(statement.to_vec());
+            let arguments = [statement.into(), has_value.into()];
+            let row = client.update(sql, None, &arguments)?.first();
+            Ok((row.get::<i64>(1)?, row.get::<i64>(2)?.unwrap_or(0)))
         })
-    })?;
-    Ok(i64::try_from(rows).unwrap_or(i64::MAX))
-}
-
-/// A row that is there: its number among the keys (from 1) and its text.
-struct Row {
-    number: i32,
-    text: Option<Vec<u8>>,
-}
-
-/// Replaces the mentions of rows. `keys` holds the columns of all their keys one after the other, as
-/// text. Returns the numbers (from 1) of the keys whose rows someone else was changing meanwhile: they
-/// are to be embedded again.
-///
-/// # Errors
-/// Those of the engine, `ForeignModel`, and PostgreSQL's own.
-pub fn embed(index: i32, statements: &Statements, keys: &[String]) -> Result<Vec<i32>, Error> {
-    check_row_security(statements)?;
-    let rows = as_role(statements.owner, || read(statements, keys))?;
-    let (fingerprint, found) = detect(&rows)?;
-    as_role(statements.owner, || {
-        let tables = tables(index, fingerprint.as_deref())?;
-        let (same, again) = lock(statements, keys, &rows)?;
-        if !same.is_empty() {
-            for table in &tables {
-                replace(table, keys, &same, &rows, &found)?;
-            }
-        }
-        Ok(again)
     })
 }
 
-/// Rows that are hidden from their owner would look as if they were gone.
-fn check_row_security(statements: &Statements) -> Result<(), Error> {
-    Spi::run_with_args(
-        "SELECT ner_retriever.check_row_security($1)",
-        &[statements.base.into()],
-    )?;
-    Ok(())
+/// The owner of an index's table, and the number of columns of its key.
+fn target(index: i32) -> Result<Option<(Oid, usize)>, Error> {
+    Spi::connect_mut(|client| {
+        let sql = "SELECT owner, width FROM ner_retriever.target($1)";
+        let row = client.update(sql, None, &[index.into()])?.first();
+        let width = usize::try_from(row.get::<i32>(2)?.unwrap_or(0)).unwrap_or(0);
+        Ok(row
+            .get::<Oid>(1)?
+            .filter(|_| width > 0)
+            .map(|owner| (owner, width)))
+    })
 }
 
-fn read(statements: &Statements, keys: &[String]) -> Result<Vec<Row>, Error> {
+/// A row as it is in the table.
+struct Row {
+    /// Among the keys, from 1.
+    number: i32,
+    /// Of its text; `None` if there is no such row.
+    hash: Option<Vec<u8>>,
+    /// UTF-8, if it is to be embedded.
+    text: Option<Vec<u8>>,
+    /// Its mentions are those of this text already.
+    is_known: bool,
+    /// Another row has this text.
+    has_donor: bool,
+}
+
+/// Mentions by the hash of the text that they are in.
+type Found = HashMap<Vec<u8>, Vec<Mention>>;
+
+/// Replaces the mentions of rows, as the role that owns the table. With `wait` it waits for others that write
+/// the same rows. Returns the numbers (from 1) of the keys that are to be looked at again.
+///
+/// # Errors
+/// Those of the engine, `ForeignModel`, and PostgreSQL's own.
+pub fn embed(index: i32, owner: Oid, keys: &[Key], wait: bool) -> Result<Vec<i32>, Error> {
+    debug_assert!(owner != Oid::INVALID);
+    let keys: Vec<ServerBytes> = keys.iter().flatten().cloned().collect();
+    let (rows, mut found) = without_keeping_locks(|| {
+        let rows = read(index, &keys)?;
+        let found = of_other_rows(index, &rows)?;
+        Ok::<_, Error>((rows, found))
+    })?;
+    detect(index, &rows, &mut found)?;
+    let mut again = Vec::new();
+    let mut ready: Vec<&Row> = Vec::new();
+    for row in rows.iter().filter(|row| !row.is_known) {
+        match &row.hash {
+            // Another row had its text and has it no more.
+            Some(hash) if !hash.is_empty() && !found.contains_key(hash) => again.push(row.number),
+            _ => ready.push(row),
+        }
+    }
+    if ready.is_empty() {
+        return Ok(again);
+    }
+    let claimed = claim(index, &keys, &ready, wait)?;
+    let (claimed, taken): (Vec<&Row>, Vec<&Row>) =
+        ready.iter().partition(|row| claimed.contains(&row.number));
+    again.extend(taken.iter().map(|row| row.number));
+    let same = without_keeping_locks(|| compare(index, &keys, &claimed))?;
+    let (same, changed): (Vec<&Row>, Vec<&Row>) =
+        claimed.iter().partition(|row| same.contains(&row.number));
+    again.extend(changed.iter().map(|row| row.number));
+    if !same.is_empty() {
+        write(index, &keys, &same, &found)?;
+    }
+    Ok(again)
+}
+
+fn read(index: i32, keys: &[ServerBytes]) -> Result<Vec<Row>, Error> {
     Spi::connect_mut(|client| {
-        let rows = client.update(&statements.read, None, &[keys.to_vec().into()])?;
+        let rows = client.update(
+            "SELECT number, hash, body, known, donor FROM ner_retriever.read_rows($1, $2)",
+            None,
+            &[index.into(), keys.to_vec().into()],
+        )?;
         rows.map(|row| {
             Ok(Row {
                 number: row.get(1)?.unwrap_or(0),
-                text: row.get(2)?,
+                hash: row.get(2)?,
+                text: row.get(3)?,
+                is_known: row.get(4)?.unwrap_or(false),
+                has_donor: row.get(5)?.unwrap_or(false),
             })
         })
         .collect()
     })
 }
 
-/// The mentions of each row, and the fingerprint of what found them if anything was asked.
-fn detect(rows: &[Row]) -> Result<(Option<String>, Vec<Vec<Mention>>), Error> {
+/// The mentions of texts that other rows have.
+fn of_other_rows(index: i32, rows: &[Row]) -> Result<Found, Error> {
+    let hashes: HashSet<Vec<u8>> = rows
+        .iter()
+        .filter(|row| row.has_donor && !row.is_known)
+        .filter_map(|row| row.hash.clone())
+        .collect();
+    let hashes: Vec<Vec<u8>> = hashes.into_iter().collect();
+    let mut found = Found::new();
+    if hashes.is_empty() {
+        return Ok(found);
+    }
+    Spi::connect_mut(|client| {
+        let rows = client.update(
+            "SELECT number, mention, start_char, end_char, score, embedding
+             FROM ner_retriever.known_mentions($1, $2)",
+            None,
+            &[index.into(), hashes.clone().into()],
+        )?;
+        for row in rows {
+            let at = usize::try_from(row.get::<i32>(1)?.unwrap_or(0) - 1).ok();
+            let Some(hash) = at.and_then(|at| hashes.get(at)) else {
+                continue;
+            };
+            let mentions = found.entry(hash.clone()).or_default();
+            let Some(text) = row.get::<Vec<u8>>(2)? else {
+                continue;
+            };
+            mentions.push(Mention {
+                span: Span {
+                    start: row.get::<i32>(3)?.unwrap_or(0).cast_unsigned(),
+                    end: row.get::<i32>(4)?.unwrap_or(0).cast_unsigned(),
+                },
+                text: utf8(text)?,
+                score: row.get(5)?.unwrap_or(0.0),
+                embedding: row.get(6)?.unwrap_or_default(),
+            });
+        }
+        Ok(found)
+    })
+}
+
+/// Asks the engine for the mentions of the texts that nobody has embedded yet, each text once.
+fn detect(index: i32, rows: &[Row], found: &mut Found) -> Result<(), Error> {
     let mut fingerprint: Option<String> = None;
-    let mut found: Vec<Vec<Mention>> = rows.iter().map(|_| Vec::new()).collect();
-    let mut waiting: Vec<usize> = Vec::new();
+    let mut waiting: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    let mut seen: HashSet<&[u8]> = HashSet::new();
     let mut bytes = 0;
-    for (index, row) in rows.iter().enumerate() {
-        let Some(text) = row.text.as_ref().filter(|text| !text.is_empty()) else {
+    for row in rows {
+        let (Some(hash), Some(text)) = (&row.hash, &row.text) else {
             continue;
         };
+        if text.is_empty() {
+            found.insert(hash.clone(), Vec::new());
+            continue;
+        }
+        if found.contains_key(hash) || !seen.insert(hash) {
+            continue;
+        }
         check_size(text)?;
         if bytes + text.len() > REQUEST_BYTES {
-            ask(rows, &mut waiting, &mut fingerprint, &mut found)?;
+            ask(&mut waiting, &mut fingerprint, found)?;
             bytes = 0;
         }
         bytes += text.len();
-        waiting.push(index);
+        waiting.push((hash.clone(), text.clone()));
     }
-    ask(rows, &mut waiting, &mut fingerprint, &mut found)?;
-    Ok((fingerprint, found))
+    ask(&mut waiting, &mut fingerprint, found)?;
+    match fingerprint {
+        Some(fingerprint) => check_model(index, fingerprint),
+        None => Ok(()),
+    }
 }
 
 fn ask(
-    rows: &[Row],
-    waiting: &mut Vec<usize>,
+    waiting: &mut Vec<(Vec<u8>, Vec<u8>)>,
     fingerprint: &mut Option<String>,
-    found: &mut [Vec<Mention>],
+    found: &mut Found,
 ) -> Result<(), Error> {
     if waiting.is_empty() {
         return Ok(());
     }
-    let texts = waiting.iter().map(|&index| {
-        let text = rows[index].text.clone().unwrap_or_default();
-        let text = String::from_utf8(text).map_err(|_| Error::InvalidText)?;
+    let (hashes, texts): (Vec<_>, Vec<_>) = std::mem::take(waiting).into_iter().unzip();
+    let texts = texts.into_iter().map(|text| {
+        let text = utf8(text)?;
         Ok(TextRequest { text, spans: None })
     });
     let texts = texts.collect::<Result<_, Error>>()?;
@@ -141,124 +256,138 @@ fn ask(
         return Err(Error::ModelChanged);
     }
     *fingerprint = Some(of);
-    for (index, answer) in waiting.drain(..).zip(answers) {
-        found[index] = answer;
-    }
+    found.extend(hashes.into_iter().zip(answers));
     Ok(())
 }
 
-/// The tables whose mentions are of this model; all of them if there are none to add.
-fn tables(index: i32, fingerprint: Option<&str>) -> Result<Vec<WriteStatements>, Error> {
-    let mut tables = write_statements(index)?;
-    if let Some(fingerprint) = fingerprint {
-        let known = tables
-            .first()
-            .map(|table| table.fingerprint.clone())
-            .unwrap_or_default();
-        tables.retain(|table| table.fingerprint == fingerprint);
-        if tables.is_empty() {
-            return Err(Error::ForeignModel {
-                index: known,
-                engine: fingerprint.to_owned(),
-            });
-        }
-    }
-    Ok(tables)
+fn utf8(text: Vec<u8>) -> Result<String, Error> {
+    String::from_utf8(text).map_err(|_| Error::InvalidText)
 }
 
-/// The positions among `rows` of those that still have their text and are locked now, and the
-/// numbers of those that have not, or could not be locked.
-fn lock(
-    statements: &Statements,
-    keys: &[String],
-    rows: &[Row],
-) -> Result<(Vec<usize>, Vec<i32>), Error> {
-    let last = rows.iter().map(|row| row.number).max().unwrap_or(0);
-    let mut texts: Vec<Option<&[u8]>> = vec![None; usize::try_from(last).unwrap_or(0)];
-    for row in rows {
-        if let Some(slot) = usize::try_from(row.number - 1)
-            .ok()
-            .and_then(|at| texts.get_mut(at))
-        {
-            *slot = row.text.as_deref();
-        }
-    }
-    let locked: HashMap<i32, bool> = Spi::connect_mut(|client| {
-        let locked = client.update(
-            &statements.lock,
-            None,
-            &[keys.to_vec().into(), texts.into()],
-        )?;
-        locked
-            .map(|row| Ok((row.get(1)?.unwrap_or(0), row.get(2)?.unwrap_or(false))))
-            .collect::<Result<_, Error>>()
+/// The mentions must be of the model whose mentions the table is to have.
+fn check_model(index: i32, engine: String) -> Result<(), Error> {
+    let known: Option<String> = Spi::connect_mut(|client| {
+        let sql = "SELECT fingerprint FROM ner_retriever.generations($1)";
+        let row = client.update(sql, Some(1), &[index.into()])?.first();
+        Ok::<_, Error>(row.get(1)?)
     })?;
-    let mut same = Vec::new();
-    let mut again = Vec::new();
-    let mut missing = false;
-    for (position, row) in rows.iter().enumerate() {
-        match locked.get(&row.number) {
-            Some(true) => same.push(position),
-            Some(false) => again.push(row.number),
-            None => missing = true,
-        }
+    match known {
+        Some(known) if known != engine => Err(Error::ForeignModel {
+            index: known,
+            engine,
+        }),
+        _ => Ok(()),
     }
-    if missing {
-        // Deleted, with its mentions; or being changed.
-        let there = read(statements, keys)?;
-        let unlocked = there
-            .into_iter()
-            .map(|row| row.number)
-            .filter(|number| !locked.contains_key(number));
-        again.extend(unlocked);
-    }
-    Ok((same, again))
 }
 
-fn replace(
-    table: &WriteStatements,
-    keys: &[String],
-    same: &[usize],
-    rows: &[Row],
-    found: &[Vec<Mention>],
-) -> Result<(), Error> {
-    let numbers: Vec<i32> = same.iter().map(|&position| rows[position].number).collect();
-    let of_mention = || {
-        same.iter().flat_map(|&position| {
-            let number = rows[position].number;
-            found[position].iter().map(move |mention| (number, mention))
-        })
-    };
+fn numbers_of(rows: &[&Row]) -> Vec<i32> {
+    rows.iter().map(|row| row.number).collect()
+}
+
+fn hashes_of(rows: &[&Row]) -> Vec<Option<Vec<u8>>> {
+    rows.iter().map(|row| row.hash.clone()).collect()
+}
+
+/// The numbers of the rows that are this transaction's to write now.
+fn claim(
+    index: i32,
+    keys: &[ServerBytes],
+    rows: &[&Row],
+    wait: bool,
+) -> Result<HashSet<i32>, Error> {
+    let sql = "SELECT n FROM ner_retriever.claim_rows($1, $2, $3, $4) AS c (n)";
+    let numbers = numbers_of(rows);
+    collect_numbers(
+        sql,
+        &[
+            index.into(),
+            keys.to_vec().into(),
+            numbers.into(),
+            wait.into(),
+        ],
+    )
+}
+
+/// The numbers of the rows whose texts are still those that were embedded.
+fn compare(index: i32, keys: &[ServerBytes], rows: &[&Row]) -> Result<HashSet<i32>, Error> {
+    let sql = "SELECT n FROM ner_retriever.compare_rows($1, $2, $3, $4) AS c (n)";
+    let (numbers, hashes) = (numbers_of(rows), hashes_of(rows));
+    collect_numbers(
+        sql,
+        &[
+            index.into(),
+            keys.to_vec().into(),
+            numbers.into(),
+            hashes.into(),
+        ],
+    )
+}
+
+fn collect_numbers(
+    sql: &str,
+    arguments: &[pgrx::datum::DatumWithOid<'_>],
+) -> Result<HashSet<i32>, Error> {
     Spi::connect_mut(|client| {
-        client.update(&table.remove, None, &[keys.to_vec().into(), numbers.into()])?;
-        if of_mention().next().is_none() {
-            return Ok(());
-        }
-        let mut embeddings: Vec<f32> = Vec::with_capacity(of_mention().count() * table.dims);
-        for (_, mention) in of_mention() {
-            if mention.embedding.len() != table.dims {
-                let problem = format!("an embedding of {} dimensions", mention.embedding.len());
+        let rows = client.update(sql, None, arguments)?;
+        rows.map(|row| Ok(row.get::<i32>(1)?.unwrap_or(0)))
+            .collect()
+    })
+}
+
+/// Writes mentions and memory of rows that are claimed.
+fn write(index: i32, keys: &[ServerBytes], rows: &[&Row], found: &Found) -> Result<(), Error> {
+    let of_row = |row: &Row| -> &[Mention] {
+        let mentions = row.hash.as_ref().and_then(|hash| found.get(hash));
+        mentions.map_or(&[], Vec::as_slice)
+    };
+    let of_mention = || {
+        rows.iter()
+            .flat_map(|row| of_row(row).iter().map(|mention| (row.number, mention)))
+    };
+    let position = |character: u32| character.cast_signed();
+    Spi::connect_mut(|client| {
+        client.update(
+            "SELECT ner_retriever.remove_mentions($1, $2, $3)",
+            None,
+            &[index.into(), keys.to_vec().into(), numbers_of(rows).into()],
+        )?;
+        if of_mention().next().is_some() {
+            let dims = of_mention().next().map_or(0, |(_, m)| m.embedding.len());
+            if of_mention().any(|(_, m)| m.embedding.len() != dims) {
+                let problem = "embeddings of different dimensions".to_owned();
                 return Err(Error::BadAnswer(problem));
             }
-            embeddings.extend(&mention.embedding);
+            let embeddings: Vec<f32> = of_mention()
+                .flat_map(|(_, m)| m.embedding.iter().copied())
+                .collect();
+            let of: Vec<i32> = of_mention().map(|(number, _)| number).collect();
+            let texts: Vec<&[u8]> = of_mention().map(|(_, m)| m.text.as_bytes()).collect();
+            let starts: Vec<i32> = of_mention().map(|(_, m)| position(m.span.start)).collect();
+            let ends: Vec<i32> = of_mention().map(|(_, m)| position(m.span.end)).collect();
+            let scores: Vec<f32> = of_mention().map(|(_, m)| m.score).collect();
+            client.update(
+                "SELECT ner_retriever.add_mentions($1, $2, $3, $4, $5, $6, $7, $8)",
+                None,
+                &[
+                    index.into(),
+                    keys.to_vec().into(),
+                    of.into(),
+                    texts.into(),
+                    starts.into(),
+                    ends.into(),
+                    scores.into(),
+                    embeddings.into(),
+                ],
+            )?;
         }
-        let position = |character: u32| character.cast_signed();
-        let rows: Vec<i32> = of_mention().map(|(number, _)| number).collect();
-        let texts: Vec<&[u8]> = of_mention().map(|(_, m)| m.text.as_bytes()).collect();
-        let starts: Vec<i32> = of_mention().map(|(_, m)| position(m.span.start)).collect();
-        let ends: Vec<i32> = of_mention().map(|(_, m)| position(m.span.end)).collect();
-        let scores: Vec<f32> = of_mention().map(|(_, m)| m.score).collect();
         client.update(
-            &table.add,
+            "SELECT ner_retriever.remember_rows($1, $2, $3, $4)",
             None,
             &[
+                index.into(),
                 keys.to_vec().into(),
-                rows.into(),
-                texts.into(),
-                starts.into(),
-                ends.into(),
-                scores.into(),
-                embeddings.into(),
+                numbers_of(rows).into(),
+                hashes_of(rows).into(),
             ],
         )?;
         Ok(())

@@ -1,20 +1,17 @@
-//! `ner_retriever.on_change()`: what the triggers of a managed index run, once a statement (once a
-//! row on partitioned tables).
+//! `ner_retriever.on_change()`: what the triggers of a managed index run, for every row that a statement
+//! changes, after a TRUNCATE, and in mode `immediate` at the end of a statement.
 
 use std::ffi::{CStr, c_int};
 
 use pgrx::pg_sys::panic::ErrorReport;
-use pgrx::pg_sys::{self, Oid};
+use pgrx::pg_sys::{self, Datum, HeapTuple, Oid};
 use pgrx::prelude::*;
 
-use super::role::as_role;
-use super::rows::embed;
-use super::statements::{TriggerStatements, of_trigger};
-use super::wake;
+use super::changes::{self, Key};
+use super::columns::{Columns, of_trigger};
+use super::fixed_settings::with_fixed_settings;
+use super::server_bytes::ServerBytes;
 use crate::errors::Error;
-
-/// Rows that are embedded and written together, which bounds the memory of a large statement.
-const ROWS: usize = 1000;
 
 #[unsafe(no_mangle)]
 #[doc(hidden)]
@@ -26,7 +23,7 @@ pub extern "C" fn pg_finfo_ner_on_change() -> &'static pg_sys::Pg_finfo_record {
 /// The function's entry point. An AFTER trigger's result is ignored.
 #[pg_guard]
 #[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn ner_on_change(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+pub unsafe extern "C-unwind" fn ner_on_change(fcinfo: pg_sys::FunctionCallInfo) -> Datum {
     // SAFETY: PostgreSQL calls a function with a valid `fcinfo`, whose context is a `TriggerData`
     // if its tag says so.
     let data = unsafe {
@@ -39,18 +36,11 @@ pub unsafe extern "C-unwind" fn ner_on_change(fcinfo: pg_sys::FunctionCallInfo) 
     if let Err(error) = data.handle() {
         ErrorReport::from(error).report(PgLogLevel::ERROR);
     }
-    pg_sys::Datum::from(0)
+    Datum::from(0)
 }
 
 /// What a trigger is told. The pointer is valid while its function runs.
 struct Change(*mut pg_sys::TriggerData);
-
-#[derive(PartialEq)]
-enum Event {
-    Insert,
-    Update,
-    Truncate,
-}
 
 impl Change {
     fn data(&self) -> &pg_sys::TriggerData {
@@ -58,21 +48,13 @@ impl Change {
         unsafe { &*self.0 }
     }
 
-    fn event(&self) -> Result<Event, Error> {
-        match self.data().tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
-            pg_sys::TRIGGER_EVENT_INSERT => Ok(Event::Insert),
-            pg_sys::TRIGGER_EVENT_UPDATE => Ok(Event::Update),
-            pg_sys::TRIGGER_EVENT_TRUNCATE => Ok(Event::Truncate),
-            _ => Err(Error::NotATrigger),
-        }
-    }
-
-    fn for_each_row(&self) -> bool {
-        self.data().tg_event & pg_sys::TRIGGER_EVENT_ROW != 0
+    fn row_type(&self) -> pg_sys::TupleDesc {
+        // SAFETY: the relation is open while its trigger runs.
+        unsafe { (*self.data().tg_relation).rd_att }
     }
 
     fn relation(&self) -> Oid {
-        // SAFETY: the relation is open while its trigger runs.
+        // SAFETY: as above.
         unsafe { (*self.data().tg_relation).rd_id }
     }
 
@@ -92,134 +74,96 @@ impl Change {
 
     fn handle(&self) -> Result<(), Error> {
         let (index, mode) = self.arguments().ok_or(Error::NotATrigger)?;
-        let Some(known) = of_trigger(index, self.relation())? else {
-            // Restored without the extension's own rows, or a trigger of someone's own.
-            return Err(Error::NotManaged);
+        // SAFETY: the row type is the relation's.
+        let columns = unsafe { of_trigger(index, self.relation(), self.row_type())? };
+        // A partition that was detached, a table that was restored without the extension's rows, a trigger
+        // of someone's own: nothing to tell, and no reason to refuse the change.
+        let Some(columns) = columns else {
+            return Ok(());
         };
-        let owner = known.statements.owner;
-        if self.event()? == Event::Truncate {
-            return as_role(owner, || forget_rows(index));
-        }
-        if mode == c"immediate" {
-            let keys = self.keys(&known)?;
-            return self.embed(index, &known, &keys);
-        }
-        let enqueued = if self.for_each_row() {
-            let key = self.row_key(&known.statements.key_names)?;
-            as_role(owner, || enqueue_row(index, key))?
-        } else {
-            as_role(owner, || self.enqueue(&known))?
-        };
-        if enqueued > 0 {
-            wake::at_commit();
-        }
-        Ok(())
-    }
-
-    /// Enqueues the rows of a statement. Returns their number.
-    fn enqueue(&self, known: &TriggerStatements) -> Result<u64, Error> {
-        let (name, statement) = match self.event()? {
-            Event::Insert => ("insert", &known.statements.enqueue_inserted),
-            _ => ("update", &known.statements.enqueue_updated),
-        };
-        Spi::connect_mut(|client| {
-            self.register_transition_tables();
-            let plan = known.plan(name, || {
-                Ok(client.prepare_mut(statement.as_str(), &[])?.keep())
-            })?;
-            client.update(&*plan, None, &[])?;
-            // SAFETY: reads a variable of this process that the statement has just set.
-            Ok(unsafe { pg_sys::SPI_processed })
-        })
-    }
-
-    /// The columns of the changed rows' keys, one after the other.
-    fn keys(&self, known: &TriggerStatements) -> Result<Vec<String>, Error> {
-        let statements = &known.statements;
-        if self.for_each_row() {
-            return self.row_key(&statements.key_names);
-        }
-        let keys = match self.event()? {
-            Event::Insert => &statements.keys_inserted,
-            _ => &statements.keys_updated,
-        };
-        as_role(statements.owner, || {
-            Spi::connect_mut(|client| {
-                self.register_transition_tables();
-                let mut all = Vec::new();
-                for row in client.update(keys.as_str(), None, &[])? {
-                    all.extend(row.get::<Vec<String>>(1)?.unwrap_or_default());
+        let immediate = mode == c"immediate";
+        let event = self.data().tg_event;
+        if event & pg_sys::TRIGGER_EVENT_ROW == 0 {
+            return match event & pg_sys::TRIGGER_EVENT_OPMASK {
+                pg_sys::TRIGGER_EVENT_TRUNCATE => {
+                    changes::add_all(index, columns.owner);
+                    Ok(())
                 }
-                Ok(all)
-            })
-        })
-    }
-
-    fn embed(&self, index: i32, known: &TriggerStatements, keys: &[String]) -> Result<(), Error> {
-        let statements = &known.statements;
-        let width = statements.key_names.len();
-        for keys in keys.chunks(ROWS * width) {
-            for number in embed(index, statements, keys)? {
-                // Changed by another trigger of this statement.
-                let position = usize::try_from(number - 1).ok();
-                if let Some(key) = position.and_then(|at| keys.chunks(width).nth(at)) {
-                    as_role(statements.owner, || enqueue_row(index, key.to_vec()))?;
-                    wake::at_commit();
+                _ => changes::tell_now(index),
+            };
+        }
+        let (old, new) = self.rows()?;
+        let add = |row: HeapTuple, is_gone: bool| {
+            let key = self.key(&columns, row)?;
+            changes::add(index, columns.owner, immediate, key, is_gone);
+            Ok::<_, Error>(())
+        };
+        match (old, new) {
+            (None, Some(new)) => add(new, false),
+            (Some(old), None) => add(old, true),
+            (Some(old), Some(new)) => {
+                let same = |column| self.is_same(column, old, new);
+                if !columns.key.iter().all(same) {
+                    add(old, true)?;
+                    add(new, false)
+                } else if columns.text_is_virtual || !same(&columns.text) {
+                    add(new, false)
+                } else {
+                    Ok(())
                 }
             }
+            (None, None) => Err(Error::NotATrigger),
         }
-        Ok(())
     }
 
-    fn register_transition_tables(&self) {
-        // SAFETY: within an SPI connection, which forgets them when it ends; the tables live as long
-        // as the trigger runs.
-        unsafe { pg_sys::SPI_register_trigger_data(self.0) };
-    }
-
-    /// The key of the row that a row trigger is for, as text. A partition may have its columns in
-    /// another order than its parent.
-    fn row_key(&self, names: &[String]) -> Result<Vec<String>, Error> {
+    /// The row before and after.
+    fn rows(&self) -> Result<(Option<HeapTuple>, Option<HeapTuple>), Error> {
         let data = self.data();
-        let values = names.iter().map(|name| {
-            let name = std::ffi::CString::new(name.as_str()).map_err(|_| Error::NotManaged)?;
-            // SAFETY: an UPDATE has its new row in `tg_newtuple`, an INSERT in `tg_trigtuple`; both
-            // are of the relation's row type. The value is a new string.
+        let row = |tuple: HeapTuple| (!tuple.is_null()).then_some(tuple);
+        match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
+            pg_sys::TRIGGER_EVENT_INSERT => Ok((None, row(data.tg_trigtuple))),
+            pg_sys::TRIGGER_EVENT_UPDATE => Ok((row(data.tg_trigtuple), row(data.tg_newtuple))),
+            pg_sys::TRIGGER_EVENT_DELETE => Ok((row(data.tg_trigtuple), None)),
+            _ => Err(Error::NotATrigger),
+        }
+    }
+
+    fn is_same(&self, column: &super::columns::Column, old: HeapTuple, new: HeapTuple) -> bool {
+        column.is_same(
+            self.value(old, column.number),
+            self.value(new, column.number),
+        )
+    }
+
+    fn value(&self, row: HeapTuple, number: c_int) -> Option<Datum> {
+        let mut is_null = false;
+        // SAFETY: the row is of the relation's row type, which has a column of this number.
+        let value =
+            unsafe { pg_sys::SPI_getbinval(row, self.row_type(), number, &raw mut is_null) };
+        (!is_null).then_some(value)
+    }
+
+    fn key(&self, columns: &Columns, row: HeapTuple) -> Result<Key, Error> {
+        if columns.key.iter().all(|column| column.plain) {
+            return self.key_as_text(columns, row);
+        }
+        with_fixed_settings(|| self.key_as_text(columns, row))
+    }
+
+    fn key_as_text(&self, columns: &Columns, row: HeapTuple) -> Result<Key, Error> {
+        let values = columns.key.iter().map(|column| {
+            // SAFETY: as in `value`. What comes back is a new string, or NULL for a value that is none.
             unsafe {
-                let tuple = if self.event()? == Event::Update {
-                    data.tg_newtuple
-                } else {
-                    data.tg_trigtuple
-                };
-                let row_type = (*data.tg_relation).rd_att;
-                let number: c_int = pg_sys::SPI_fnumber(row_type, name.as_ptr());
-                if number <= 0 {
-                    return Err(Error::NotManaged);
+                let text = pg_sys::SPI_getvalue(row, self.row_type(), column.number);
+                if text.is_null() {
+                    // A key that may be NULL now names no row.
+                    return Ok(ServerBytes(Vec::new()));
                 }
-                let value = pg_sys::SPI_getvalue(tuple, row_type, number);
-                if value.is_null() {
-                    return Err(Error::NotManaged);
-                }
-                Ok(CStr::from_ptr(value).to_string_lossy().into_owned())
+                let value = ServerBytes(CStr::from_ptr(text).to_bytes().to_vec());
+                pg_sys::pfree(text.cast());
+                Ok(value)
             }
         });
         values.collect()
     }
-}
-
-fn enqueue_row(index: i32, key: Vec<String>) -> Result<u64, Error> {
-    Spi::run_with_args(
-        "INSERT INTO ner_retriever.pending (index_id, key) VALUES ($1, $2)",
-        &[index.into(), key.into()],
-    )?;
-    Ok(1)
-}
-
-/// A table without rows has none that wait or failed.
-fn forget_rows(index: i32) -> Result<(), Error> {
-    for table in ["pending", "failed_row"] {
-        let statement = format!("DELETE FROM ner_retriever.{table} WHERE index_id = $1");
-        Spi::run_with_args(&statement, &[index.into()])?;
-    }
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! Having a worker look at the queue: it is told through a socket of its own, and started if there
-//! is none to tell.
+//! is none to tell. Where none can be started, word is left for the supervisor, which looks at it again and
+//! again: no message has to arrive.
 #![expect(
     clippy::result_large_err,
     reason = "pgrx reports SQLSTATE and hint of an ErrorReport only, not of a box around one"
@@ -19,14 +20,17 @@ use rustix::net::{
     AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sendto, socket_with,
 };
 
+use super::failures::Failures;
 use crate::errors::Error;
+use crate::paths;
+use crate::start::open_lock;
 
 const UNFINISHED: &str = ".unfinished";
 /// Rows of a first step where nothing is known of the rows or the engine.
 pub const FEW_ROWS: u16 = 8;
 
 /// Which of a database's workers a worker is.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct WorkerId {
     pub database: Oid,
     /// 0 is the one that is told; it starts the others when there is much to do.
@@ -34,6 +38,13 @@ pub struct WorkerId {
 }
 
 impl WorkerId {
+    pub fn first_of(database: Oid) -> Self {
+        Self {
+            database,
+            number: 0,
+        }
+    }
+
     /// With the number of rows of the worker's first step.
     pub fn from_argument(argument: pg_sys::Datum) -> (Self, u16) {
         let argument = argument.value() as u64;
@@ -50,7 +61,7 @@ impl WorkerId {
         pg_sys::Datum::from(argument as usize)
     }
 
-    /// Locked as long as the worker runs.
+    /// Locked as long as the worker runs; has its process id.
     pub fn lock_file(self) -> String {
         format!(
             "{SOCKET_DIR}/queue-{}-{}.lock",
@@ -59,23 +70,47 @@ impl WorkerId {
         )
     }
 
+    /// Whether the worker runs.
+    pub fn is_running(self) -> bool {
+        open_lock(&self.lock_file()).is_ok_and(|lock| lock.try_lock().is_err())
+    }
+
     /// What the database's workers are told through.
     pub fn socket(self) -> String {
         format!("{SOCKET_DIR}/queue-{}.sock", self.database.to_u32())
     }
 
-    /// There from the first worker's start to its end with an empty queue.
+    /// There from the first worker's start to its end with an empty queue, and whenever somebody has to look.
     pub fn unfinished_file(self) -> String {
         format!("{SOCKET_DIR}/queue-{}{UNFINISHED}", self.database.to_u32())
     }
 
+    /// What is known of the worker's last ends.
+    pub fn failures(self) -> Failures {
+        let file = format!("{SOCKET_DIR}/queue-{}.failures", self.database.to_u32());
+        Failures::new(file)
+    }
+
     /// The database that such a file is of.
-    fn of_unfinished_file(name: &str) -> Option<Self> {
+    pub fn of_unfinished_file(name: &str) -> Option<Self> {
         let database = name.strip_prefix("queue-")?.strip_suffix(UNFINISHED)?;
-        Some(Self {
-            database: Oid::from(database.parse::<u32>().ok()?),
-            number: 0,
-        })
+        Some(Self::first_of(Oid::from(database.parse::<u32>().ok()?)))
+    }
+
+    /// Has the supervisor start the worker when it can.
+    pub fn leave_word(self) {
+        if paths::create_runtime_dir().is_ok() {
+            // Without the file a worker looks when the next change is told.
+            let _ = fs::write(self.unfinished_file(), []);
+        }
+    }
+
+    /// Removes what is kept for a database that is gone.
+    pub fn forget(self) {
+        for file in [self.unfinished_file(), self.socket(), self.lock_file()] {
+            let _ = fs::remove_file(file);
+        }
+        self.failures().forget();
     }
 
     /// Registers the worker, whose first step takes so many rows.
@@ -120,51 +155,39 @@ pub fn at_commit() {
         return;
     }
     register_xact_callback(PgXactCallbackEvent::Abort, || AT_COMMIT.set(false));
+    register_xact_callback(PgXactCallbackEvent::Prepare, || AT_COMMIT.set(false));
     register_xact_callback(PgXactCallbackEvent::Commit, || {
         AT_COMMIT.set(false);
-        // Without a free slot the rows wait for the next change, or for ner_wait, which says why.
-        let _ = now();
+        if now().is_err() {
+            leave_word();
+        }
     });
 }
 
-/// Starts the workers whose queues were not empty when the server ended. For the supervisor, which
-/// is there before any session.
-pub fn resume_unfinished() {
-    let Ok(files) = fs::read_dir(SOCKET_DIR) else {
-        return;
-    };
-    for file in files.flatten() {
-        let worker = file
-            .file_name()
-            .to_str()
-            .and_then(WorkerId::of_unfinished_file);
-        if let Some(worker) = worker {
-            // A worker that cannot connect leaves it removed: the database may be gone.
-            let _ = fs::remove_file(file.path());
-            if let Err(error) = worker.start(FEW_ROWS) {
-                log!("ner_retriever: {error}");
-            }
-        }
-    }
+/// Has the supervisor look at this database.
+pub fn leave_word() {
+    // SAFETY: reads a variable of this process.
+    WorkerId::first_of(unsafe { pg_sys::MyDatabaseId }).leave_word();
 }
 
 /// Tells the worker of this database, or starts it.
 ///
 /// # Errors
 /// `NoWorkerSlot`, `Unreachable`.
-pub fn now() -> Result<(), Error> {
+fn now() -> Result<(), Error> {
     // SAFETY: reads variables of this process.
     let (database, standby) = unsafe { (pg_sys::MyDatabaseId, pg_sys::RecoveryInProgress()) };
     if standby {
         return Ok(());
     }
-    let worker = WorkerId {
-        database,
-        number: 0,
-    };
+    let worker = WorkerId::first_of(database);
     match tell(&worker.socket()) {
         // A full socket has not been read yet: what is in it is enough.
         Ok(()) | Err(Errno::AGAIN) => Ok(()),
+        Err(Errno::NOENT | Errno::CONNREFUSED) if worker.failures().have_to_wait() => {
+            worker.leave_word();
+            Ok(())
+        }
         Err(Errno::NOENT | Errno::CONNREFUSED) => worker.start(FEW_ROWS),
         Err(error) => Err(Error::Unreachable(error.into())),
     }

@@ -4,9 +4,10 @@
 //! step is a transaction of its own (`ner_retriever.work`), so that a worker that is killed loses
 //! nothing but the time of that step.
 
+use std::cell::RefCell;
 use std::ffi::{CStr, c_int};
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
@@ -15,11 +16,15 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use super::extension::is_installed;
 use super::wake::{FEW_ROWS, WorkerId};
+use super::world;
 use crate::errors::Error;
 use crate::gucs;
 use crate::latch::{Interest, wait_interruptibly};
 use crate::start::open_lock;
+use crate::text::ServerText;
+use crate::visits::others_wait;
 
 /// How long a worker stays without anything to do: a connection is worth keeping between the
 /// statements of someone's work.
@@ -27,8 +32,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it looks for rows whose time has come, and whether the database is to be dropped:
 /// DROP DATABASE gives others 5 seconds to leave.
 const TICK: Duration = Duration::from_secs(1);
-/// A step takes one to two times this long, as long as it has rows: longer steps would keep DROP DATABASE,
-/// and the rows' locks, waiting; shorter ones would cost more commits, and the engine batches too small to
+/// How long a worker works while other databases wait for its slot.
+const TURN: Duration = Duration::from_secs(20);
+/// How often it leaves one of the changes of each row in the queue.
+const COMPACT: Duration = Duration::from_secs(5);
+/// A step takes one to two times this long, as long as it has rows: longer steps would keep DROP DATABASE
+/// waiting; shorter ones would cost more commits, and the engine batches too small to
 /// keep it busy.
 const STEP: Duration = Duration::from_millis(1500);
 const MAX_ROWS: u16 = 1024;
@@ -76,28 +85,49 @@ struct Worker {
     /// That a step takes.
     rows: u16,
     last_index: i32,
+    /// Changes and the comparison of a table take turns.
+    compare_first: bool,
+    compacted: Instant,
+    has_worked: bool,
     _lock: File,
 }
 
 impl Worker {
     /// Takes the worker's place and connects. `None` if the place is taken.
     fn new(id: WorkerId, rows: u16) -> io::Result<Option<Self>> {
-        let lock = open_lock(&id.lock_file())?;
+        let mut lock = open_lock(&id.lock_file())?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(error),
+        }
+        // Who has the lock: DROP DATABASE has it sent away.
+        lock.set_len(0)?;
+        write!(lock, "{}", std::process::id())?;
+        if id.number == 0 {
+            id.failures().count_start();
+            keep_last_error(id);
         }
         let mut worker = Self {
             id,
             socket: None,
             rows,
             last_index: 0,
+            compare_first: false,
+            compacted: Instant::now(),
+            has_worked: false,
             _lock: lock,
         };
         worker.open_socket()?;
-        BackgroundWorker::connect_worker_to_spi_by_oid(Some(id.database), None);
-        forget_settings_of_the_database();
+        // SAFETY: what a worker does once at its start. A database that takes no connections may have work.
+        unsafe {
+            pg_sys::BackgroundWorkerInitializeConnectionByOid(
+                id.database,
+                pg_sys::Oid::INVALID,
+                pg_sys::BGWORKER_BYPASS_ALLOWCONN,
+            );
+        }
+        world::settle();
         Ok(Some(worker))
     }
 
@@ -116,44 +146,70 @@ impl Worker {
 
     fn run(&mut self) {
         if !transaction(is_installed) {
+            self.works();
             self.leave();
             return;
         }
-        self.mark_unfinished();
-        transaction(adopt_all);
-        transaction(commit_without_waiting);
+        if self.id.number == 0 {
+            self.id.leave_word();
+            let failures = self.id.failures();
+            if let Some(message) = failures.last_message() {
+                transaction(move || tell_last_error(&message));
+            }
+            transaction(arrive);
+        }
+        let began = Instant::now();
         let mut busy = Instant::now();
         while !transaction(has_to_leave) {
             reload_if_asked();
+            if self.gives_way(began.elapsed()) {
+                return;
+            }
             if self.step() {
                 busy = Instant::now();
                 continue;
             }
+            self.works();
             if self.id.number > 0 {
                 return;
             }
-            if busy.elapsed() > PATIENCE && !transaction(anything_waits) {
+            if others_wait(self.id) || busy.elapsed() > PATIENCE {
                 // What came after that look finds no socket, and starts another worker.
-                self.leave();
                 if !transaction(anything_waits) {
-                    return;
+                    self.leave();
+                    if !transaction(anything_waits) {
+                        return;
+                    }
+                    if self.open_socket().is_err() {
+                        return;
+                    }
+                    self.id.leave_word();
                 }
-                if self.open_socket().is_err() {
-                    return;
-                }
-                self.mark_unfinished();
             }
             self.wait();
         }
+        self.works();
         self.leave();
     }
 
-    /// Should the server end before the queue is empty, the supervisor starts a worker with it.
-    fn mark_unfinished(&self) {
-        if self.id.number == 0
-            && let Err(error) = fs::write(self.id.unfinished_file(), [])
-        {
-            log!("ner_retriever: the queue will not be resumed after a restart: {error}");
+    /// Leaves its slot to another database for a while. Word stays that there is more to do here.
+    fn gives_way(&mut self, worked: Duration) -> bool {
+        if worked < TURN || !others_wait(self.id) {
+            return false;
+        }
+        self.works();
+        if self.id.number == 0 {
+            self.id.leave_word();
+            self.socket = None;
+            let _ = remove(&self.id.socket());
+        }
+        true
+    }
+
+    /// Whatever ended the workers before it does not end this one.
+    fn works(&mut self) {
+        if !std::mem::replace(&mut self.has_worked, true) && self.id.number == 0 {
+            self.id.failures().forget();
         }
     }
 
@@ -166,12 +222,19 @@ impl Worker {
 
     /// One step. Returns whether there was anything to do.
     fn step(&mut self) -> bool {
+        if self.id.number == 0 && self.compacted.elapsed() > COMPACT {
+            self.compacted = Instant::now();
+            transaction(compact);
+        }
         let began = Instant::now();
-        let (index, rows) = transaction(|| work(self.last_index, self.rows.into()));
+        self.compare_first = !self.compare_first;
+        let (after, rows, compare_first) = (self.last_index, self.rows.into(), self.compare_first);
+        let (index, rows) = transaction(move || work(after, rows, compare_first));
         let Some(index) = index else { return false };
+        self.works();
         self.last_index = index;
         let took = began.elapsed();
-        let is_full = rows == i32::from(self.rows);
+        let is_full = rows >= i32::from(self.rows);
         if is_full && took < STEP {
             self.rows = (self.rows * 2).min(MAX_ROWS);
         } else if took > STEP * 2 {
@@ -192,8 +255,7 @@ impl Worker {
         }
         for number in 1..gucs::queue_workers() {
             let helper = WorkerId { number, ..self.id };
-            let free = open_lock(&helper.lock_file()).is_ok_and(|lock| lock.try_lock().is_ok());
-            if free && helper.start(self.rows).is_err() {
+            if !helper.is_running() && helper.start(self.rows).is_err() {
                 return;
             }
         }
@@ -206,6 +268,33 @@ impl Worker {
             while socket.recv(&mut message).is_ok() {}
         }
     }
+}
+
+thread_local! {
+    static LAST_ERROR_OF: RefCell<Option<WorkerId>> = const { RefCell::new(None) };
+}
+
+/// What ends this process is kept for its successor, which can tell it.
+fn keep_last_error(id: WorkerId) {
+    LAST_ERROR_OF.set(Some(id));
+    // SAFETY: a hook of this process, which has no other of this kind.
+    unsafe { pg_sys::emit_log_hook = Some(note_error) };
+}
+
+/// PostgreSQL calls this for each message. It may not fail.
+unsafe extern "C-unwind" fn note_error(error: *mut pg_sys::ErrorData) {
+    // SAFETY: the message lives as long as the call.
+    let message = unsafe {
+        if (*error).elevel < PgLogLevel::ERROR as c_int || (*error).message.is_null() {
+            return;
+        }
+        CStr::from_ptr((*error).message).to_string_lossy()
+    };
+    LAST_ERROR_OF.with_borrow(|id| {
+        if let Some(id) = id {
+            id.failures().note(&message);
+        }
+    });
 }
 
 /// Runs `work` in a transaction of its own.
@@ -225,58 +314,12 @@ fn reload_if_asked() {
     }
 }
 
-/// The database's owner, who need not be a superuser, decides what its sessions start with; a worker
-/// has a superuser's rights.
-fn forget_settings_of_the_database() {
-    for (name, value) in [
-        (c"search_path", c"pg_catalog, pg_temp"),
-        (c"row_security", c"on"),
-        (c"default_transaction_isolation", c"read committed"),
-        (c"default_transaction_read_only", c"off"),
-        (c"default_transaction_deferrable", c"off"),
-    ] {
-        // SAFETY: both are static strings, of a setting that is there and a value that it takes.
-        unsafe {
-            pg_sys::SetConfigOption(
-                name.as_ptr(),
-                value.as_ptr(),
-                pg_sys::GucContext::PGC_SUSET,
-                pg_sys::GucSource::PGC_S_OVERRIDE,
-            );
-        }
-    }
-}
-
-/// Whether the schema is the extension's, which stays so until the transaction ends. Anyone who may
-/// create schemas can make one of that name when the extension is gone: a superuser's process must
-/// call nothing there. Every transaction that does asks this first.
-fn is_installed() -> bool {
-    const NAME: &CStr = c"ner_retriever";
-    // SAFETY: look-ups in the catalogue, in a transaction.
-    unsafe {
-        let extension = pg_sys::get_extension_oid(NAME.as_ptr(), true);
-        if extension == pg_sys::Oid::INVALID {
-            return false;
-        }
-        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
-        pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, extension, 0, lock);
-        let schema = pg_sys::get_namespace_oid(NAME.as_ptr(), true);
-        schema != pg_sys::Oid::INVALID
-            && pg_sys::get_extension_oid(NAME.as_ptr(), true) == extension
-            && pg_sys::getExtensionOfObject(pg_sys::NamespaceRelationId, schema) == extension
-    }
-}
-
 fn has_to_leave() -> bool {
     !is_installed() || database_is_wanted_by_others()
 }
 
 fn anything_waits() -> bool {
-    is_installed()
-        && truth(
-            "SELECT EXISTS (SELECT FROM ner_retriever.pending)
-             OR EXISTS (SELECT FROM ner_retriever.managed_index WHERE state <> 'ready')",
-        )
+    is_installed() && truth("SELECT ner_retriever.anything_waits()")
 }
 
 /// DROP DATABASE and CREATE DATABASE ... TEMPLATE hold such a lock while they wait for others to
@@ -292,30 +335,36 @@ fn database_is_wanted_by_others() -> bool {
     )
 }
 
-fn adopt_all() {
-    if !is_installed() {
-        return;
+fn arrive() {
+    if is_installed() {
+        end_with(Spi::run("SELECT ner_retriever.arrive()").map_err(Error::from));
     }
-    let adopted =
-        Spi::run("SELECT ner_retriever.adopt(id) FROM ner_retriever.managed_index ORDER BY id");
-    end_with(adopted.map_err(Error::from));
 }
 
-/// A step that a crash of the server undoes is done again: its rows are in the queue again as well. So
-/// nobody's commits have to share the disk with the worker's.
-fn commit_without_waiting() {
-    end_with(Spi::run("SET synchronous_commit = off").map_err(Error::from));
+fn compact() {
+    if is_installed() {
+        end_with(Spi::run("SELECT ner_retriever.compact_queue()").map_err(Error::from));
+    }
+}
+
+fn tell_last_error(message: &str) {
+    if is_installed() {
+        let sql = "SELECT ner_retriever.tell_last_error($1)";
+        end_with(
+            Spi::run_with_args(sql, &[ServerText(message.to_owned()).into()]).map_err(Error::from),
+        );
+    }
 }
 
 /// The index that was worked on and the number of rows taken from the queue.
-fn work(after: i32, rows: i32) -> (Option<i32>, i32) {
+fn work(after: i32, rows: i32, compare_first: bool) -> (Option<i32>, i32) {
     if !is_installed() {
         return (None, 0);
     }
     end_with(
         Spi::get_two_with_args::<i32, i32>(
-            "SELECT index_id, rows_done FROM ner_retriever.work($1, $2)",
-            &[after.into(), rows.into()],
+            "SELECT index_id, rows_done FROM ner_retriever.work($1, $2, $3)",
+            &[after.into(), rows.into(), compare_first.into()],
         )
         .map(|(index, rows)| (index, rows.unwrap_or(0)))
         .map_err(Error::from),

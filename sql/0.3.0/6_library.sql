@@ -1,0 +1,128 @@
+-- What the library does on changes and in the background.
+
+-- Called for every row: it takes the session's settings as they are, and the library those that it needs.
+CREATE OR REPLACE FUNCTION ner_retriever.on_change()
+RETURNS trigger
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'ner_on_change';
+ALTER FUNCTION ner_retriever.on_change() RESET ALL;
+COMMENT ON FUNCTION ner_retriever.on_change() IS
+'Tells a managed index of changed rows when the transaction commits; only its own triggers have an effect';
+
+CREATE FUNCTION ner_retriever.has_uncommitted_changes(index_id integer)
+RETURNS boolean
+LANGUAGE c STRICT
+AS 'MODULE_PATHNAME', 'ner_has_uncommitted_changes_wrapper';
+COMMENT ON FUNCTION ner_retriever.has_uncommitted_changes(integer) IS
+'Whether this transaction has changed rows of a managed index that it will tell of when it commits';
+
+CREATE FUNCTION ner_retriever.progress(
+    index_id integer, OUT state text, OUT rows_waiting bigint, OUT last_error text
+)
+RETURNS SETOF record
+LANGUAGE c STRICT ROWS 1
+AS 'MODULE_PATHNAME', 'ner_progress_wrapper';
+COMMENT ON FUNCTION ner_retriever.progress(integer) IS
+'How far a managed index is now, whatever snapshot the transaction has';
+
+-- What a trigger has to know of its index. A partition may have its columns in another order than its table.
+CREATE FUNCTION ner_retriever.trigger_columns(
+    index_id integer, relation oid, OUT owner oid, OUT key_numbers smallint[], OUT text_number smallint, OUT virtual boolean
+)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    i record;
+BEGIN
+    SELECT m.base, m.key_numbers, m.column_number, c.relowner INTO i
+    FROM ner_retriever.managed_index AS m JOIN pg_class AS c ON c.oid = m.base
+    WHERE m.id = index_id
+      AND (m.base = relation OR m.base IN (SELECT a.relid FROM pg_partition_ancestors(relation) AS a));
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    SELECT array_agg(p.attnum ORDER BY u.n) INTO key_numbers
+    FROM unnest(i.key_numbers) WITH ORDINALITY AS u (number, n)
+    JOIN pg_attribute AS b ON b.attrelid = i.base AND b.attnum = u.number
+    JOIN pg_attribute AS p ON p.attrelid = relation AND p.attname = b.attname AND NOT p.attisdropped;
+    SELECT p.attnum, p.attgenerated::text = 'v' INTO text_number, virtual
+    FROM pg_attribute AS b JOIN pg_attribute AS p ON p.attrelid = relation AND p.attname = b.attname AND NOT p.attisdropped
+    WHERE b.attrelid = i.base AND b.attnum = i.column_number;
+    -- A key that has lost a column names no row.
+    IF cardinality(key_numbers) = cardinality(i.key_numbers) THEN
+        owner := i.relowner;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.trigger_columns(integer, oid, OUT oid, OUT smallint[], OUT smallint, OUT boolean) IS
+'The columns of a table or partition that an index depends on; NULL if it is not the index''s';
+
+CREATE FUNCTION ner_retriever.enqueue(index_id integer, keys text[], width integer)
+RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    INSERT INTO ner_retriever.pending (index_id, key)
+    SELECT enqueue.index_id, keys[n:n + width - 1] FROM generate_series(1, cardinality(keys), width) AS n
+    UNION ALL SELECT enqueue.index_id, NULL WHERE keys IS NULL;
+END;
+COMMENT ON FUNCTION ner_retriever.enqueue(integer, text[], integer) IS
+'Has rows looked at, whose keys stand one after the other; all rows without keys';
+
+-- What follows is for the worker alone.
+
+CREATE FUNCTION ner_retriever.embed_rows(index_id integer, keys text[])
+RETURNS integer[]
+LANGUAGE c STRICT
+SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres'
+SET timezone = 'UTC' SET extra_float_digits = 1 SET bytea_output = 'hex' SET row_security = on
+AS 'MODULE_PATHNAME', 'ner_embed_rows_wrapper';
+COMMENT ON FUNCTION ner_retriever.embed_rows(integer, text[]) IS
+'Replaces the mentions of rows, with their owner''s rights. Returns which of the keys are to be done again';
+
+CREATE FUNCTION ner_retriever.count_as(owner oid, statement text)
+RETURNS bigint
+LANGUAGE c STRICT
+SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres'
+SET timezone = 'UTC' SET extra_float_digits = 1 SET bytea_output = 'hex' SET row_security = on
+AS 'MODULE_PATHNAME', 'ner_count_as_wrapper';
+COMMENT ON FUNCTION ner_retriever.count_as(oid, text) IS
+'Runs a query with the rights of a role, which it cannot leave. Returns its first value';
+
+CREATE FUNCTION ner_retriever.forget_dependency(object oid, referenced oid)
+RETURNS void
+LANGUAGE c STRICT
+AS 'MODULE_PATHNAME', 'ner_forget_dependency_wrapper';
+COMMENT ON FUNCTION ner_retriever.forget_dependency(oid, oid) IS
+'Has a table no longer dropped together with a column of another';
+
+CREATE FUNCTION ner_retriever.forget_trigger_dependency(trigger oid, referenced oid)
+RETURNS void
+LANGUAGE c STRICT
+AS 'MODULE_PATHNAME', 'ner_forget_trigger_dependency_wrapper';
+COMMENT ON FUNCTION ner_retriever.forget_trigger_dependency(oid, oid) IS
+'Has a trigger no longer dropped together with a table';
+
+CREATE FUNCTION ner_retriever.target(index_id integer, OUT owner oid, OUT width integer)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT c.relowner, cardinality(i.key_numbers) FROM ner_retriever.managed_index AS i
+    JOIN pg_class AS c ON c.oid = i.base WHERE i.id = target.index_id;
+END;
+COMMENT ON FUNCTION ner_retriever.target(integer) IS
+'The owner of an index''s table and the width of its key';
+
+-- Names are in the database's encoding, which the library does not convert.
+CREATE FUNCTION ner_retriever.run_statement(statement text, has_value boolean, OUT value bigint, OUT processed bigint)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF has_value THEN
+        EXECUTE statement INTO value;
+    ELSE
+        EXECUTE statement;
+    END IF;
+    GET DIAGNOSTICS processed = ROW_COUNT;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.run_statement(text, boolean) IS
+'Runs a statement; the first value of a query that gives a number, and the number of rows';

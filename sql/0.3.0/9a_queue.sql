@@ -1,0 +1,500 @@
+-- The queue that the workers drain, one step a transaction.
+
+CREATE FUNCTION ner_retriever.pause(index_id integer, message text)
+RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    UPDATE ner_retriever.managed_index AS i
+    SET paused_until = clock_timestamp() + least(power(2, least(i.pauses, 10)), 30) * interval '1 second',
+        pauses = least(i.pauses, 1000) + 1, last_error = message, last_error_at = clock_timestamp()
+    -- Whoever has it locked changes or drops the index.
+    WHERE i.id = (SELECT l.id FROM ner_retriever.managed_index AS l
+                  WHERE l.id = pause.index_id FOR NO KEY UPDATE SKIP LOCKED);
+END;
+COMMENT ON FUNCTION ner_retriever.pause(integer, text) IS
+'Leaves an index alone for a while: at first a second, at most half a minute';
+
+CREATE FUNCTION ner_retriever.unpause(index_id integer)
+RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    UPDATE ner_retriever.managed_index AS i
+    SET paused_until = NULL, pauses = 0, last_error = NULL, last_error_at = NULL
+    WHERE i.id = (SELECT l.id FROM ner_retriever.managed_index AS l
+                  WHERE l.id = unpause.index_id AND l.pauses > 0 FOR NO KEY UPDATE SKIP LOCKED);
+END;
+COMMENT ON FUNCTION ner_retriever.unpause(integer) IS
+'An index works again';
+
+-- Everything that is done to users' tables is done with their owner's rights. While somebody else has a table
+-- locked, others are worked on: that is nobody's fault.
+CREATE FUNCTION ner_retriever.is_in_use(code text)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+RETURN code IN ('55P03', '40P01');
+COMMENT ON FUNCTION ner_retriever.is_in_use(text) IS
+'Whether an error with this SQLSTATE only means that somebody else has a lock';
+
+-- One unit of work of the first index after a given one that has any: NULL if none has. Changes and the
+-- comparison take turns, so that neither waits for the end of the other.
+CREATE FUNCTION ner_retriever.work(
+    after_index integer, max_rows integer, compare_first boolean, OUT index_id integer, OUT rows_done integer
+)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+-- Longer than anything but a deliberate lock: other tables do not wait for one that is locked.
+SET lock_timeout = '2s'
+AS $$
+DECLARE
+    i ner_retriever.managed_index;
+BEGIN
+    FOR i IN
+        SELECT * FROM ner_retriever.managed_index
+        WHERE paused_until IS NULL OR paused_until <= clock_timestamp()
+        ORDER BY id <= after_index, id
+    LOOP
+        rows_done := ner_retriever.work_on(i.id, max_rows, compare_first);
+        IF rows_done > 0 THEN
+            index_id := i.id;
+            RETURN;
+        END IF;
+    END LOOP;
+    rows_done := 0;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.work(integer, integer, boolean) IS
+'One step of a worker, in a transaction of its own';
+
+-- Whatever the owners' triggers and conversions raise, the worker goes on with other indexes: OTHERS
+-- alone would let two kinds of error through.
+CREATE FUNCTION ner_retriever.work_on(index_id integer, max_rows integer, compare_first boolean)
+RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    rows_done integer := 0;
+    i record;
+BEGIN
+    SELECT * INTO i FROM ner_retriever.managed_index AS m WHERE m.id = index_id;
+    IF NOT FOUND OR NOT ner_retriever.is_whole(index_id) THEN
+        RETURN 0;
+    END IF;
+    rows_done := ner_retriever.take_up(index_id);
+    IF rows_done > 0 THEN
+        RETURN rows_done;
+    END IF;
+    IF compare_first THEN
+        rows_done := ner_retriever.compare_some(index_id, max_rows);
+    END IF;
+    IF rows_done = 0 THEN
+        rows_done := ner_retriever.embed_batch(index_id, max_rows);
+    END IF;
+    IF rows_done = 0 THEN
+        rows_done := ner_retriever.compare_some(index_id, max_rows);
+    END IF;
+    IF rows_done = 0 OR i.state = 'filling' AND i.pass IS NULL THEN
+        rows_done := greatest(rows_done, ner_retriever.finish_filling(index_id));
+    END IF;
+    RETURN rows_done;
+EXCEPTION WHEN OTHERS OR query_canceled OR assert_failure THEN
+    IF NOT ner_retriever.is_in_use(SQLSTATE) THEN
+        PERFORM ner_retriever.pause(index_id, SQLERRM);
+    END IF;
+    RETURN 0;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.work_on(integer, integer, boolean) IS
+'One step of a worker for an index. Returns whether there was anything to do';
+
+-- A restore makes keys when the rows are there: what is done before would be in its way. An index whose key
+-- has been dropped waits for another.
+CREATE FUNCTION ner_retriever.is_whole(index_id integer)
+RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    i record;
+BEGIN
+    SELECT m.*, c.oid IS NOT NULL AS has_table INTO i
+    FROM ner_retriever.managed_index AS m LEFT JOIN pg_class AS c ON c.oid = m.base WHERE m.id = index_id;
+    IF NOT i.has_table OR i.key IS NULL OR EXISTS (
+        SELECT FROM unnest(ARRAY[i.mentions, i.memory, i.next_mentions, i.next_memory]::oid[]) AS t (relation)
+        WHERE t.relation IS NOT NULL
+          AND NOT EXISTS (SELECT FROM pg_index AS x WHERE x.indrelid = t.relation AND x.indisprimary AND x.indisvalid))
+    THEN
+        RETURN false;
+    END IF;
+    IF ner_retriever.key_index(i.base, i.key_numbers) IS NULL THEN
+        BEGIN
+            PERFORM ner_retriever.check_key(index_id);
+        EXCEPTION WHEN object_not_in_prerequisite_state THEN
+            PERFORM ner_retriever.pause(index_id, SQLERRM);
+        END;
+        RETURN false;
+    END IF;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.is_whole(integer) IS
+'Whether a managed index has all that it needs';
+
+-- The beginning of what takes many steps: filling an index, comparing a table, knowing what an index of 0.2.0
+-- has. Returns whether there was anything to begin.
+CREATE FUNCTION ner_retriever.take_up(index_id integer)
+RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    i record;
+    asked boolean;
+BEGIN
+    SELECT m.*, c.relowner AS owner INTO i
+    FROM ner_retriever.managed_index AS m JOIN pg_class AS c ON c.oid = m.base
+    WHERE m.id = index_id FOR UPDATE OF m SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    WITH asked_for AS (
+        DELETE FROM ner_retriever.pending WHERE ctid = ANY (ARRAY(
+            SELECT p.ctid FROM ner_retriever.pending AS p
+            WHERE p.index_id = take_up.index_id AND p.key IS NULL FOR UPDATE SKIP LOCKED))
+        RETURNING 1)
+    SELECT count(*) > 0 INTO asked FROM asked_for;
+    IF i.memory IS NULL THEN
+        PERFORM ner_retriever.check_row_security(i.base);
+        PERFORM ner_retriever.create_memory(index_id, false);
+        PERFORM ner_retriever.execute_as(i.owner, format('SELECT ner_retriever.remember_mentions(%s)', index_id));
+        PERFORM ner_retriever.adopt(index_id);
+        UPDATE ner_retriever.managed_index SET pass = 'requested', pass_cursor = NULL WHERE id = index_id;
+    ELSIF i.next_mentions IS NOT NULL AND i.next_memory IS NULL THEN
+        PERFORM ner_retriever.create_memory(index_id, true);
+        PERFORM ner_retriever.adopt(index_id);
+        UPDATE ner_retriever.managed_index SET state = 'new' WHERE id = index_id;
+    ELSIF i.state = 'new' THEN
+        PERFORM ner_retriever.check_row_security(i.base);
+        PERFORM ner_retriever.adopt(index_id);
+        UPDATE ner_retriever.managed_index
+        SET state = 'filling', pass = 'requested', pass_cursor = NULL, pass_not_before = NULL,
+            rows_total = ner_retriever.count_as(i.owner, format('SELECT count(*) FROM %s', ner_retriever.own_rows(i.base)))
+        WHERE id = index_id;
+    ELSIF asked THEN
+        UPDATE ner_retriever.managed_index
+        SET pass = 'requested', pass_cursor = NULL, pass_not_before = NULL WHERE id = index_id;
+    ELSIF i.pass IS NULL AND i.state = 'ready' AND i.mode <> 'manual'
+        AND current_setting('ner_retriever.reconcile_interval')::interval > '0'
+        AND coalesce(i.reconciled_at, '-infinity') <= now() - current_setting('ner_retriever.reconcile_interval')::interval THEN
+        UPDATE ner_retriever.managed_index
+        SET pass = 'periodic', pass_cursor = NULL, pass_not_before = NULL WHERE id = index_id;
+    ELSE
+        RETURN 0;
+    END IF;
+    RETURN 1;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.take_up(integer) IS
+'Begins what takes many steps';
+
+-- The index is built when the table is full, which is faster and better than growing it. Only the mentions are
+-- locked meanwhile. A table changes its place in a step of its own.
+CREATE FUNCTION ner_retriever.finish_filling(index_id integer)
+RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+AS $$
+DECLARE
+    i record;
+    target regclass;
+BEGIN
+    SELECT m.*, c.relowner AS owner, o.relname INTO i
+    FROM ner_retriever.managed_index AS m
+    JOIN pg_class AS c ON c.oid = m.base
+    JOIN pg_class AS o ON o.oid = m.mentions
+    WHERE m.id = index_id AND m.state = 'filling' AND m.pass IS NULL FOR UPDATE OF m SKIP LOCKED;
+    IF NOT FOUND OR EXISTS (SELECT FROM ner_retriever.pending AS p
+                            WHERE p.index_id = finish_filling.index_id AND p.backfill) THEN
+        RETURN 0;
+    END IF;
+    target := coalesce(i.next_mentions, i.mentions);
+    IF NOT EXISTS (SELECT FROM pg_index AS x JOIN pg_class AS c ON c.oid = x.indexrelid
+                   JOIN pg_am AS a ON a.oid = c.relam
+                   WHERE x.indrelid = target AND a.amname = 'hnsw') THEN
+        PERFORM ner_retriever.execute_as(i.owner, format(
+            'CREATE INDEX ON %s USING hnsw (embedding %s)', ner_retriever.name_of(target),
+            ner_retriever.vector_type((i.storage || '_cosine_ops')::name)));
+        RETURN 1;
+    END IF;
+    IF i.next_mentions IS NOT NULL THEN
+        PERFORM ner_retriever.check_dependants(i.mentions);
+        PERFORM ner_retriever.execute_as(i.owner, format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', ner_retriever.name_of(i.mentions)));
+        PERFORM ner_retriever.take_grants(i.mentions, target);
+        PERFORM ner_retriever.take_publications(i.mentions, target);
+        UPDATE ner_retriever.managed_index
+        SET mentions = next_mentions, memory = next_memory, fingerprint = next_fingerprint, dims = next_dims,
+            next_mentions = NULL, next_memory = NULL, next_fingerprint = NULL, next_dims = NULL
+        WHERE id = index_id;
+        -- The triggers went with the table that they depended on.
+        PERFORM ner_retriever.forget_trigger_dependencies(index_id, i.mentions);
+        PERFORM ner_retriever.execute_as(i.owner, format('DROP TABLE %s', ner_retriever.name_of(i.mentions)));
+        PERFORM ner_retriever.execute_as(i.owner, format('ALTER TABLE %s RENAME TO %I', ner_retriever.name_of(target), i.relname));
+        PERFORM ner_retriever.adopt(index_id);
+    END IF;
+    UPDATE ner_retriever.managed_index
+    SET state = 'ready', paused_until = NULL, pauses = 0, last_error = NULL, last_error_at = NULL WHERE id = index_id;
+    RETURN 1;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.finish_filling(integer) IS
+'Builds the vector index of a table whose rows are all embedded, and puts the table in its place';
+
+CREATE FUNCTION ner_retriever.forget_trigger_dependencies(index_id integer, mentions oid)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    t record;
+BEGIN
+    FOR t IN
+        SELECT d.objid FROM pg_depend AS d
+        WHERE d.classid = 'pg_trigger'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'a'
+          AND d.refobjid = forget_trigger_dependencies.mentions
+          AND EXISTS (SELECT FROM pg_trigger AS g WHERE g.oid = d.objid AND g.tgrelid <> forget_trigger_dependencies.mentions)
+    LOOP
+        PERFORM ner_retriever.forget_trigger_dependency(t.objid, mentions);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.forget_trigger_dependencies(integer, oid) IS
+'Has the triggers of a managed index outlive its old mentions';
+
+CREATE FUNCTION ner_retriever.take_publications(old regclass, new regclass)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    p record;
+BEGIN
+    FOR p IN
+        SELECT format('ALTER PUBLICATION %I ADD TABLE %s%s%s', b.pubname, ner_retriever.name_of(new),
+            (SELECT ' (' || string_agg(quote_ident(a.attname), ', ') || ')' FROM unnest(r.prattrs::smallint[]) AS n (number)
+             JOIN pg_attribute AS a ON a.attrelid = old AND a.attnum = n.number),
+            ' WHERE (' || pg_get_expr(r.prqual, r.prrelid) || ')') AS statement
+        FROM pg_publication_rel AS r JOIN pg_publication AS b ON b.oid = r.prpubid WHERE r.prrelid = old
+    LOOP
+        EXECUTE p.statement;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.take_publications(regclass, regclass) IS
+'Publishes a table as another one is';
+
+-- The rows stay locked until the transaction ends, so that no other worker takes them; if it dies,
+-- they are free again. A share is the backfill's, however many changes there are.
+CREATE FUNCTION ner_retriever.embed_batch(index_id integer, max_rows integer)
+RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    rows_claimed tid[];
+    backfill tid[];
+BEGIN
+    SELECT array_agg(c.row) INTO rows_claimed
+    FROM (
+        SELECT p.ctid AS row FROM ner_retriever.pending AS p
+        WHERE p.index_id = embed_batch.index_id AND NOT p.backfill AND p.key IS NOT NULL
+          AND (p.not_before IS NULL OR p.not_before <= clock_timestamp())
+        ORDER BY p.id LIMIT max_rows FOR UPDATE SKIP LOCKED
+    ) AS c;
+    SELECT array_agg(c.row) INTO backfill
+    FROM (
+        SELECT p.ctid AS row FROM ner_retriever.pending AS p
+        WHERE p.index_id = embed_batch.index_id AND p.backfill
+          AND (p.not_before IS NULL OR p.not_before <= clock_timestamp())
+        ORDER BY p.id LIMIT greatest(max_rows / 4, max_rows - coalesce(cardinality(rows_claimed), 0))
+        FOR UPDATE SKIP LOCKED
+    ) AS c;
+    rows_claimed := rows_claimed || backfill;
+    IF rows_claimed IS NULL THEN
+        RETURN 0;
+    END IF;
+    RETURN ner_retriever.embed_claimed(index_id, rows_claimed);
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.embed_batch(integer, integer) IS
+'Embeds rows that wait. Returns how many were taken from the queue';
+
+CREATE FUNCTION ner_retriever.embed_claimed(index_id integer, rows_claimed tid[])
+RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    keys text[];
+    again integer[];
+    code text;
+    message text;
+    half integer;
+    done integer;
+BEGIN
+    -- Keys of one index are equally long, so that they make one array of two dimensions. What waits for a row
+    -- that is done now is done with it, whoever has not locked it.
+    SELECT array_agg(key) INTO keys
+    FROM (SELECT DISTINCT key FROM ner_retriever.pending WHERE ctid = ANY (rows_claimed)) AS k;
+    again := ner_retriever.embed_rows(index_id, keys);
+    UPDATE ner_retriever.pending AS p SET not_before = clock_timestamp() + interval '0.1 second'
+    FROM unnest(again) AS a (n)
+    WHERE p.ctid = ANY (rows_claimed)
+      AND p.key = (SELECT array_agg(keys[a.n][c] ORDER BY c) FROM generate_subscripts(keys, 2) AS c);
+    DELETE FROM ner_retriever.failed_row AS f USING ner_retriever.pending AS p
+    WHERE p.ctid = ANY (rows_claimed) AND f.index_id = p.index_id AND f.key_hash = p.key_hash;
+    -- The updated ones have moved and stay.
+    DELETE FROM ner_retriever.pending WHERE ctid = ANY (rows_claimed);
+    PERFORM ner_retriever.unpause(index_id);
+    RETURN cardinality(rows_claimed);
+EXCEPTION WHEN OTHERS OR query_canceled OR assert_failure THEN
+    GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
+    IF NOT ner_retriever.blames_the_row(code) THEN
+        IF NOT ner_retriever.is_in_use(code) THEN
+            PERFORM ner_retriever.pause(index_id, message);
+        END IF;
+        RETURN 0;
+    END IF;
+    half := cardinality(rows_claimed) / 2;
+    IF half > 0 THEN
+        -- One of them is to blame; the others must not wait for it.
+        done := ner_retriever.embed_claimed(index_id, rows_claimed[1:half]);
+        RETURN done + ner_retriever.embed_claimed(index_id, rows_claimed[half + 1:]);
+    END IF;
+    PERFORM ner_retriever.fail(rows_claimed[1], code, message);
+    RETURN 1;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.embed_claimed(integer, tid[]) IS
+'Embeds rows that this transaction has locked in the queue';
+
+CREATE OR REPLACE FUNCTION ner_retriever.blames_the_row(code text)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+RETURN code NOT IN (
+    '58P01', '0A000', 'XX001', '55000', '08006', '08P01', '53000', '53100', '53300', '53400', '22023',
+    '42501', '42P01', '42703', '55P03', '57P03', '40P01', '40001', '2BP01');
+
+-- A key that cannot be read any more, because a label of its type has another name, is no row's: the comparison
+-- that follows finds the row under its new one.
+CREATE FUNCTION ner_retriever.fail(pending_row tid, code text, message text)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    p ner_retriever.pending;
+    owner oid;
+BEGIN
+    SELECT * INTO p FROM ner_retriever.pending WHERE ctid = pending_row;
+    SELECT c.relowner INTO owner FROM ner_retriever.managed_index AS i JOIN pg_class AS c ON c.oid = i.base
+    WHERE i.id = p.index_id;
+    IF ner_retriever.count_as(owner, format('SELECT ner_retriever.has_row(%s, %L)', p.index_id, p.key)) < 0 THEN
+        DELETE FROM ner_retriever.pending WHERE ctid = pending_row;
+        INSERT INTO ner_retriever.pending (index_id) VALUES (p.index_id);
+        RETURN;
+    END IF;
+    p.attempts := p.attempts + 1;
+    IF p.attempts < current_setting('ner_retriever.max_attempts')::integer THEN
+        UPDATE ner_retriever.pending SET attempts = p.attempts,
+            -- At most half an hour.
+            not_before = clock_timestamp() + power(4, least(p.attempts - 1, 6)) * interval '0.5 second'
+        WHERE ctid = pending_row;
+        RETURN;
+    END IF;
+    INSERT INTO ner_retriever.failed_row (index_id, key, text_hash, attempts, sqlstate, message)
+    VALUES (p.index_id, p.key, p.text_hash, p.attempts, code, message)
+    ON CONFLICT ON CONSTRAINT failed_row_pkey DO UPDATE
+    SET text_hash = excluded.text_hash, attempts = excluded.attempts, sqlstate = excluded.sqlstate,
+        message = excluded.message, failed_at = excluded.failed_at;
+    DELETE FROM ner_retriever.pending WHERE ctid = pending_row;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.fail(tid, text, text) IS
+'Counts a failed attempt: tried again later, or moved to the failed rows';
+
+CREATE FUNCTION ner_retriever.has_row(index_id integer, key text[])
+RETURNS bigint
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    p record;
+    n bigint;
+BEGIN
+    p := ner_retriever.pieces(index_id, NULL);
+    BEGIN
+        EXECUTE format('SELECT count(*) FROM %s AS b, (VALUES (1)) AS n (i) WHERE %s', p.source, p.base_row) INTO n USING key;
+        RETURN n;
+    EXCEPTION WHEN data_exception THEN
+        RETURN -1;
+    END;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.has_row(integer, text[]) IS
+'1 if there is a row with this key, 0 if there is none, -1 if it is no key';
+
+-- A row that changes often is in the queue often, but one is as good as many.
+CREATE FUNCTION ner_retriever.compact_queue()
+RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    DELETE FROM ner_retriever.pending WHERE ctid = ANY (ARRAY(
+        SELECT p.ctid FROM ner_retriever.pending AS p
+        JOIN (SELECT q.index_id, q.key_hash, max(q.id) AS last FROM ner_retriever.pending AS q
+              GROUP BY q.index_id, q.key_hash HAVING count(*) > 1) AS d
+            ON d.index_id = p.index_id AND d.key_hash = p.key_hash AND p.id < d.last
+        WHERE p.key IS NOT NULL AND p.attempts = 0
+        LIMIT 100000 FOR UPDATE OF p SKIP LOCKED));
+END;
+COMMENT ON FUNCTION ner_retriever.compact_queue() IS
+'Leaves one of the changes of each row in the queue';
+
+-- A worker that comes to a database for the first time, or after a crash that has emptied the queue, has all
+-- tables compared. So it does after a copy of the database, a promotion, a restore.
+CREATE FUNCTION ner_retriever.arrive()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    i record;
+BEGIN
+    DELETE FROM ner_retriever.pending WHERE index_id NOT IN (SELECT m.id FROM ner_retriever.managed_index AS m);
+    DELETE FROM ner_retriever.failed_row WHERE index_id NOT IN (SELECT m.id FROM ner_retriever.managed_index AS m);
+    FOR i IN SELECT m.id FROM ner_retriever.managed_index AS m ORDER BY m.id LOOP
+        PERFORM ner_retriever.adopt(i.id);
+    END LOOP;
+    IF ner_retriever.is_known_place() THEN
+        RETURN;
+    END IF;
+    INSERT INTO ner_retriever.pending (index_id)
+    SELECT m.id FROM ner_retriever.managed_index AS m WHERE m.mode <> 'manual';
+    DELETE FROM ner_retriever.last_place;
+    INSERT INTO ner_retriever.last_place (database, system_identifier)
+    SELECT d.oid, c.system_identifier FROM pg_database AS d, pg_control_system() AS c
+    WHERE d.datname = current_database();
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.arrive() IS
+'Has all tables compared if this is the first worker here';
+
+CREATE FUNCTION ner_retriever.tell_last_error(message text)
+RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    UPDATE ner_retriever.managed_index
+    SET pauses = greatest(pauses, 1), last_error = 'a worker ended: ' || message, last_error_at = clock_timestamp()
+    WHERE id IN (SELECT l.id FROM ner_retriever.managed_index AS l FOR NO KEY UPDATE SKIP LOCKED);
+END;
+COMMENT ON FUNCTION ner_retriever.tell_last_error(text) IS
+'Says in all indexes why workers have ended';
+
+-- A transaction that is prepared tells nobody when it commits.
+CREATE FUNCTION ner_retriever.anything_waits()
+RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT EXISTS (SELECT FROM ner_retriever.pending)
+        OR EXISTS (SELECT FROM ner_retriever.managed_index WHERE state <> 'ready' OR pass IS NOT NULL)
+        OR EXISTS (SELECT FROM pg_prepared_xacts WHERE database = current_database());
+END;
+COMMENT ON FUNCTION ner_retriever.anything_waits() IS
+'Whether a worker has to stay';

@@ -1,0 +1,46 @@
+//! One way of writing values as text, whatever the session prefers.
+
+use std::ffi::CStr;
+
+use pgrx::pg_sys;
+
+/// The queue keeps keys as text; these settings decide how their types are written and read.
+const SETTINGS: [(&CStr, &CStr); 5] = [
+    (c"datestyle", c"ISO, YMD"),
+    (c"intervalstyle", c"postgres"),
+    (c"timezone", c"UTC"),
+    (c"extra_float_digits", c"1"),
+    (c"bytea_output", c"hex"),
+];
+
+/// Undoes the settings of a level when dropped, also by an error that unwinds.
+struct Level(std::ffi::c_int);
+
+impl Drop for Level {
+    fn drop(&mut self) {
+        // SAFETY: ends the level that `with_fixed_settings` began.
+        unsafe { pg_sys::AtEOXact_GUC(false, self.0) };
+    }
+}
+
+/// Runs `work` with the settings that keys are written and read with.
+pub fn with_fixed_settings<T>(work: impl FnOnce() -> T) -> T {
+    // SAFETY: a level of its own, which `Level` ends.
+    let _level = Level(unsafe { pg_sys::NewGUCNestLevel() });
+    for (name, value) in SETTINGS {
+        // SAFETY: static strings, of settings that every server has and values that they take.
+        unsafe {
+            pg_sys::set_config_option(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_USERSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+                pg_sys::GucAction::GUC_ACTION_SAVE,
+                true,
+                0,
+                false,
+            );
+        }
+    }
+    work()
+}
