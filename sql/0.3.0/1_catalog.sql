@@ -36,6 +36,8 @@ ALTER TABLE ner_retriever.managed_index
     -- What was embedded of each row: its key and a hash of its text, for the table of the same generation.
     ADD COLUMN memory regclass UNIQUE,
     ADD COLUMN next_memory regclass UNIQUE,
+    -- Who may read the mentions because of the table.
+    ADD COLUMN readers name[] NOT NULL DEFAULT '{}',
     -- A comparison of the table with its memory is under way, from this key on. What somebody waits for is
     -- requested; what is done now and then makes way for other work.
     ADD COLUMN pass text CHECK (pass IN ('requested', 'periodic')),
@@ -79,6 +81,7 @@ DROP FUNCTION
     ner_retriever.lock_tables(integer),
     ner_retriever.pause(integer, text), ner_retriever.refresh_statement(regclass, text, name),
     ner_retriever.share_mentions(regclass, name, regclass), ner_retriever.start_filling(integer),
+    ner_retriever.start_worker(),
     ner_retriever.statements(integer), ner_retriever.work(integer, integer), ner_retriever.write_statements(integer);
 ALTER EXTENSION ner_retriever DROP TABLE ner_retriever.pending;
 ALTER EXTENSION ner_retriever DROP TABLE ner_retriever.failed_row;

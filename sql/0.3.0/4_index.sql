@@ -251,29 +251,31 @@ $$;
 COMMENT ON FUNCTION ner_retriever.create_policy(regclass, name, smallint[], regclass) IS
 'Shows mentions to the readers of their texts';
 
+CREATE FUNCTION ner_retriever.readers(acl aclitem[])
+RETURNS SETOF name
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT CASE a.grantee WHEN 0 THEN 'public' ELSE pg_get_userbyid(a.grantee) END
+    FROM aclexplode(acl) AS a WHERE a.privilege_type = 'SELECT';
+END;
+COMMENT ON FUNCTION ner_retriever.readers(aclitem[]) IS
+'The roles that have been given SELECT; public for all';
+
 CREATE FUNCTION ner_retriever.share_mentions("table" regclass, "column" name, key_numbers smallint[], mentions regclass)
 RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     target text := ner_retriever.name_of(mentions);
-    reader record;
 BEGIN
     EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', target);
     PERFORM ner_retriever.create_policy("table", "column", key_numbers, mentions);
-    FOR reader IN
-        SELECT DISTINCT a.grantee FROM pg_class AS c, aclexplode(c.relacl) AS a
-        WHERE c.oid = "table" AND a.privilege_type = 'SELECT' AND a.grantee <> c.relowner
-    LOOP
-        EXECUTE format('GRANT SELECT ON %s TO %s', target, CASE reader.grantee
-            WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(reader.grantee)) END);
-    END LOOP;
     EXECUTE format('ALTER TABLE %s OWNER TO %I', target,
         (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = "table"));
 END
 $$;
 COMMENT ON FUNCTION ner_retriever.share_mentions(regclass, name, smallint[], regclass) IS
-'Gives the readers of a table the right to search it';
+'Makes a table of mentions its table''s owner''s, and shows each mention to the readers of its text';
 
 -- The table and, if it is partitioned, all that is below it. Row triggers of a partitioned table are those of
 -- its partitions too; those for statements are not.

@@ -63,6 +63,7 @@ BEGIN
     RETURNING id INTO index_id;
     PERFORM ner_retriever.share_mentions("table", "column", numbers, mentions);
     PERFORM ner_retriever.create_memory(index_id, false);
+    PERFORM ner_retriever.follow_grants();
     PERFORM ner_retriever.create_triggers(index_id);
     PERFORM ner_retriever.adopt(index_id);
     PERFORM ner_retriever.warn_of_publications("table", mentions);
@@ -190,6 +191,7 @@ BEGIN
         state = 'new', paused_until = NULL, pauses = 0, last_error = NULL, last_error_at = NULL
     WHERE id = i.id;
     PERFORM ner_retriever.create_memory(i.id, true);
+    PERFORM ner_retriever.follow_grants();
     PERFORM ner_retriever.adopt(i.id);
     PERFORM ner_retriever.warn_of_publications("table", next);
     PERFORM ner_retriever.wake();
@@ -272,6 +274,7 @@ DECLARE
     i ner_retriever.managed_index;
     deadline timestamptz := clock_timestamp() + timeout;
     progress record;
+    has_slot boolean;
 BEGIN
     i := ner_retriever.find("table", "column");
     -- Of this transaction: nobody else sees it before the end. (xmin is the last 32 bits of a number.)
@@ -291,10 +294,11 @@ BEGIN
             RETURN true;
         ELSIF clock_timestamp() >= deadline THEN
             RAISE NOTICE 'table % is still being indexed (%), % rows wait%', "table", progress.state,
-                progress.rows_waiting, coalesce('; last error: ' || progress.last_error, '');
+                progress.rows_waiting, coalesce('; last error: ' || progress.last_error,
+                    CASE WHEN NOT has_slot THEN '; no background worker slot is free, see max_worker_processes' END, '');
             RETURN false;
         END IF;
-        PERFORM ner_retriever.start_worker();
+        has_slot := ner_retriever.start_worker();
         -- Counting a long queue takes time from those who empty it.
         PERFORM pg_sleep(least(0.02 + progress.rows_waiting / 1000.0, 1));
     END LOOP;

@@ -27,7 +27,8 @@ COMMENT ON FUNCTION ner_retriever.progress(integer) IS
 
 -- What a trigger has to know of its index. A partition may have its columns in another order than its table.
 CREATE FUNCTION ner_retriever.trigger_columns(
-    index_id integer, relation oid, OUT owner oid, OUT key_numbers smallint[], OUT text_number smallint, OUT virtual boolean
+    index_id integer, relation oid, OUT owner oid, OUT key_numbers smallint[], OUT text_number smallint, OUT virtual boolean,
+    OUT is_whole boolean
 )
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -51,10 +52,11 @@ BEGIN
     -- A key that has lost a column names no row.
     IF cardinality(key_numbers) = cardinality(i.key_numbers) THEN
         owner := i.relowner;
+        is_whole := i.base = relation;
     END IF;
 END
 $$;
-COMMENT ON FUNCTION ner_retriever.trigger_columns(integer, oid, OUT oid, OUT smallint[], OUT smallint, OUT boolean) IS
+COMMENT ON FUNCTION ner_retriever.trigger_columns(integer, oid, OUT oid, OUT smallint[], OUT smallint, OUT boolean, OUT boolean) IS
 'The columns of a table or partition that an index depends on; NULL if it is not the index''s';
 
 CREATE FUNCTION ner_retriever.enqueue(index_id integer, keys text[], width integer)
@@ -126,3 +128,31 @@ END
 $$;
 COMMENT ON FUNCTION ner_retriever.run_statement(text, boolean) IS
 'Runs a statement; the first value of a query that gives a number, and the number of rows';
+
+CREATE FUNCTION ner_retriever.start_worker()
+RETURNS boolean
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'ner_start_worker_wrapper';
+COMMENT ON FUNCTION ner_retriever.start_worker() IS
+'Has a worker look at the queue now; false if no background worker slot is free';
+
+-- A table that is empty has nothing to compare. While others use the mentions they are left to a worker.
+CREATE FUNCTION ner_retriever.forget_all(index_id integer)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    tables text;
+BEGIN
+    SELECT string_agg(ner_retriever.name_of(g.relation), ', ') INTO tables
+    FROM ner_retriever.managed_index AS i
+    CROSS JOIN LATERAL (VALUES (i.mentions), (i.next_mentions), (i.memory), (i.next_memory)) AS g (relation)
+    WHERE i.id = index_id AND g.relation IS NOT NULL;
+    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', tables);
+    EXECUTE format('TRUNCATE %s', tables);
+EXCEPTION WHEN lock_not_available OR feature_not_supported THEN
+    NULL;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.forget_all(integer) IS
+'Empties a managed index whose table has been truncated';

@@ -351,11 +351,11 @@ $$;
 COMMENT ON FUNCTION ner_retriever.adopt(integer) IS
 'Ties what belongs to a managed index to its table';
 
--- Which table a GRANT is for, its event does not say: all are looked at whose owner the grantor may act for.
--- Whoever may read no column of a table any more needs no mentions of it.
-CREATE FUNCTION ner_retriever.after_grant()
-RETURNS event_trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+-- Which table a GRANT is for, its event does not say: all are looked at. Who was given the right because of the
+-- table loses it with the table's; rights that somebody has given by hand stay, and show nothing by themselves.
+CREATE FUNCTION ner_retriever.follow_grants()
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 -- Whoever changes a table of mentions just now has no other GRANT wait for long.
 SET lock_timeout = '100ms'
 AS $$
@@ -363,41 +363,45 @@ DECLARE
     g record;
 BEGIN
     FOR g IN
-        WITH shared AS (
-            SELECT b.oid AS base, b.relacl, b.relowner, m.oid AS mentions, m.relacl AS acl
+        WITH tables AS (
+            SELECT i.id, i.readers, b.relacl, b.relowner, m.oid AS mentions, m.relacl AS acl
             FROM ner_retriever.managed_index AS i
             JOIN pg_class AS b ON b.oid = i.base
             JOIN pg_class AS m ON m.oid IN (i.mentions, i.next_mentions) AND m.relowner = b.relowner
-            WHERE pg_has_role(current_user, b.relowner, 'USAGE')
         )
-        SELECT DISTINCT s.mentions::regclass AS mentions, format('GRANT SELECT ON %s TO %s', ner_retriever.name_of(s.mentions),
-                   CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END) AS statement
-        FROM shared AS s CROSS JOIN LATERAL aclexplode(s.relacl) AS a
-        WHERE a.privilege_type = 'SELECT' AND a.grantee <> s.relowner
-          AND NOT EXISTS (SELECT FROM aclexplode(s.acl) AS h
-                          WHERE h.grantee = a.grantee AND h.privilege_type = 'SELECT')
-        UNION ALL
-        SELECT DISTINCT s.mentions::regclass, format('REVOKE SELECT ON %s FROM %s', ner_retriever.name_of(s.mentions),
-                   CASE h.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(h.grantee)) END)
-        FROM shared AS s CROSS JOIN LATERAL aclexplode(s.acl) AS h
-        WHERE h.privilege_type = 'SELECT' AND h.grantee <> s.relowner
-          AND NOT EXISTS (SELECT FROM aclexplode(s.relacl) AS a
-                          WHERE a.privilege_type = 'SELECT' AND a.grantee = h.grantee)
-          AND CASE WHEN h.grantee = 0
-              THEN NOT EXISTS (SELECT FROM pg_attribute AS t CROSS JOIN LATERAL aclexplode(t.attacl) AS c
-                               WHERE t.attrelid = s.base AND c.grantee = 0 AND c.privilege_type = 'SELECT')
-              ELSE NOT has_any_column_privilege(h.grantee, s.base, 'SELECT') END
+        SELECT t.id, t.mentions::regclass AS mentions, r.name, true AS gains
+        FROM tables AS t CROSS JOIN LATERAL ner_retriever.readers(t.relacl) AS r (name)
+        WHERE r.name <> pg_get_userbyid(t.relowner) AND r.name NOT IN (SELECT ner_retriever.readers(t.acl))
+        UNION
+        SELECT t.id, t.mentions::regclass, r.name, false
+        FROM tables AS t CROSS JOIN LATERAL ner_retriever.readers(t.acl) AS r (name)
+        WHERE r.name = ANY (t.readers) AND r.name NOT IN (SELECT ner_retriever.readers(t.relacl))
     LOOP
         BEGIN
-            EXECUTE g.statement;
+            EXECUTE format(CASE WHEN g.gains THEN 'GRANT SELECT ON %s TO %s' ELSE 'REVOKE SELECT ON %s FROM %s' END,
+                ner_retriever.name_of(g.mentions), CASE g.name WHEN 'public' THEN 'PUBLIC' ELSE quote_ident(g.name) END);
+            UPDATE ner_retriever.managed_index AS i
+            SET readers = array_remove(i.readers, g.name) || CASE WHEN g.gains THEN ARRAY[g.name] ELSE '{}' END
+            WHERE i.id = g.id;
         EXCEPTION WHEN OTHERS THEN
             RAISE WARNING 'the readers of % are not all those of its table: %', g.mentions, SQLERRM;
         END;
     END LOOP;
 END
 $$;
+COMMENT ON FUNCTION ner_retriever.follow_grants() IS
+'Has the readers of indexed tables be those who may search them';
+
+CREATE FUNCTION ner_retriever.after_grant()
+RETURNS event_trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM ner_retriever.follow_grants();
+END
+$$;
 COMMENT ON FUNCTION ner_retriever.after_grant() IS
-'Has the readers of an indexed table be those who may search it';
+'Follows who may read an indexed table';
 
 CREATE EVENT TRIGGER ner_retriever_before_alter ON ddl_command_start
     WHEN tag IN ('ALTER TABLE') EXECUTE FUNCTION ner_retriever.around_alter();

@@ -16,3 +16,7 @@ FROM PUBLIC;
 -- The triggers of 0.2.0 went with the foreign keys.
 SELECT ner_retriever.create_triggers(i.id), ner_retriever.adopt(i.id), ner_retriever.wake()
 FROM ner_retriever.managed_index AS i WHERE i.key IS NOT NULL ORDER BY i.id;
+UPDATE ner_retriever.managed_index AS i
+SET readers = ARRAY(SELECT ner_retriever.readers(b.relacl) INTERSECT SELECT ner_retriever.readers(m.relacl)
+                    EXCEPT SELECT pg_get_userbyid(b.relowner))
+FROM pg_class AS b, pg_class AS m WHERE b.oid = i.base AND m.oid = i.mentions;

@@ -99,6 +99,16 @@ pub fn add_all(index: i32, owner: Oid) {
     of_index(index, owner, false, Changes::add_all);
 }
 
+/// Empties what is known of a table that has been truncated.
+///
+/// # Errors
+/// PostgreSQL's own.
+pub fn forget_all(index: i32, owner: Oid) -> Result<(), Error> {
+    let sql = "SELECT ner_retriever.forget_all($1)";
+    as_role(owner, || Spi::run_with_args(sql, &[index.into()]))?;
+    Ok(())
+}
+
 fn of_index(index: i32, owner: Oid, immediate: bool, work: impl FnOnce(&mut Changes)) {
     tell_at_commit();
     CHANGES.with_borrow_mut(|all| {

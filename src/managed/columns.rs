@@ -17,6 +17,8 @@ pub struct Columns {
     pub owner: Oid,
     pub key: Vec<Column>,
     pub text: Column,
+    /// The relation is the index's table, not a partition of it.
+    pub is_whole: bool,
     /// The text is computed whenever it is read: no row has it.
     pub text_is_virtual: bool,
 }
@@ -105,7 +107,7 @@ unsafe fn look_up(
     Spi::connect_mut(|client| {
         let row = client
             .update(
-                "SELECT owner, key_numbers, text_number, virtual FROM ner_retriever.trigger_columns($1, $2)",
+                "SELECT owner, key_numbers, text_number, virtual, is_whole FROM ner_retriever.trigger_columns($1, $2)",
                 None,
                 &[index.into(), relation.into()],
             )?
@@ -123,6 +125,7 @@ unsafe fn look_up(
             owner,
             key: key.into_iter().map(column).collect(),
             text: column(text),
+            is_whole: row.get(5)?.unwrap_or(false),
             text_is_virtual: row.get(4)?.unwrap_or(false),
         }))
     })

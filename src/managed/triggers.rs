@@ -87,6 +87,9 @@ impl Change {
             return match event & pg_sys::TRIGGER_EVENT_OPMASK {
                 pg_sys::TRIGGER_EVENT_TRUNCATE => {
                     changes::add_all(index, columns.owner);
+                    if columns.is_whole {
+                        changes::forget_all(index, columns.owner)?;
+                    }
                     Ok(())
                 }
                 _ => changes::tell_now(index),

@@ -7,7 +7,7 @@
 )]
 
 use std::cell::Cell;
-use std::fs;
+use std::fs::{self, File};
 
 use ner_retriever_protocol::SOCKET_DIR;
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
@@ -97,12 +97,18 @@ impl WorkerId {
         Some(Self::first_of(Oid::from(database.parse::<u32>().ok()?)))
     }
 
-    /// Has the supervisor start the worker when it can.
+    /// Has the supervisor start the worker when it can. Word that has been left keeps its age.
     pub fn leave_word(self) {
         if paths::create_runtime_dir().is_ok() {
             // Without the file a worker looks when the next change is told.
-            let _ = fs::write(self.unfinished_file(), []);
+            let _ = File::create_new(self.unfinished_file());
         }
+    }
+
+    /// As [`Self::leave_word`], after everybody who waits.
+    pub fn wait_in_turn(self) {
+        let _ = fs::remove_file(self.unfinished_file());
+        self.leave_word();
     }
 
     /// Removes what is kept for a database that is gone.
@@ -143,10 +149,17 @@ fn ner_wake() {
     at_commit();
 }
 
-/// `ner_retriever.start_worker()`
+/// `ner_retriever.start_worker()`: false if the worker has to wait for a slot.
 #[pg_extern]
-fn ner_start_worker() -> Result<(), ErrorReport> {
-    Ok(now()?)
+fn ner_start_worker() -> Result<bool, ErrorReport> {
+    match now() {
+        Ok(()) => Ok(true),
+        Err(Error::NoWorkerSlot) => {
+            leave_word();
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Tells a worker when this transaction commits, once.

@@ -199,7 +199,7 @@ impl Worker {
         }
         self.works();
         if self.id.number == 0 {
-            self.id.leave_word();
+            self.id.wait_in_turn();
             self.socket = None;
             let _ = remove(&self.id.socket());
         }
