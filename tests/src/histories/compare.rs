@@ -92,16 +92,18 @@ fn end_prepared(client: &mut Client) {
 
 /// The user's own tables must be the twin's in every row.
 fn contents(main: &mut Client, twin: &mut Client) -> Option<Fault> {
-    let tables = "select format('%I.%I', n.nspname, c.relname)
+    let tables =
+        "select format('%s%I.%I', case c.relkind when 'r' then 'ONLY ' end, n.nspname, c.relname)
          from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
-         where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema')
+         where c.relkind in ('r', 'p') and not c.relispartition
+           and n.nspname not in ('pg_catalog', 'information_schema')
          order by n.nspname, c.relname";
     let tables = match query(twin, tables) {
         Ok(tables) => tables,
         Err(error) => return Some(fault(Kind::Contents, error)),
     };
     for table in tables {
-        let sql = format!("select t::text from only {table} as t order by 1");
+        let sql = format!("select t::text from {table} as t order by 1");
         let (here, there) = (query(main, &sql), query(twin, &sql));
         if here != there {
             return Some(fault(
@@ -131,40 +133,58 @@ fn vanished(client: &mut Client, indexed: &[(u32, i16)]) -> Option<Fault> {
     })
 }
 
+/// The indexes that can be right: whose table has a unique index on the key. Of others the extension says
+/// that they wait for one.
 fn indexes(client: &mut Client) -> Result<Vec<Index>, String> {
-    // Reads the key's columns from the extension, whichever way it remembers them.
-    let sql = "select i.\"table\"::oid, format('%s%I.%I', case b.relkind when 'r' then 'ONLY ' end, n.nspname, b.relname),
-             i.\"column\", format('%I.%I', mn.nspname, m.relname), i.mode,
-             (select string_agg(format('t.%I::text', k.base_column), ', ' order by k.\"position\")
-              from ner_retriever.key_columns(i.\"table\", i.mentions) as k),
-             (select string_agg(format('t.%I::text', k.mention_column), ', ' order by k.\"position\")
-              from ner_retriever.key_columns(i.\"table\", i.mentions) as k),
+    // The key by its columns' numbers: before 0.3.0 it was what a foreign key said.
+    let known = "select from pg_attribute where attrelid = 'ner_retriever.managed_index'::regclass and attname = 'key_numbers'";
+    let key_numbers = match query(client, known)?.is_empty() {
+        false => "i.key_numbers",
+        true => {
+            "(select confkey from pg_constraint where conrelid = i.mentions and confrelid = i.base and conparentid = 0)"
+        }
+    };
+    let sql = format!(
+        "select i.base::oid, format('%s%I.%I', case b.relkind when 'r' then 'ONLY ' end, n.nspname, b.relname),
+             a.attname::text, format('%I.%I', mn.nspname, m.relname), i.mode, k.of_table, k.of_mentions,
              (select format_type(a.atttypid, a.atttypmod) from pg_attribute as a
               where a.attrelid = i.mentions and a.attname = 'embedding')
-         from ner_retriever.indexes as i
-         join pg_class as b on b.oid = i.\"table\" join pg_namespace as n on n.oid = b.relnamespace
+         from (select *, {key_numbers} as numbers from ner_retriever.managed_index as i) as i
+         join pg_class as b on b.oid = i.base join pg_namespace as n on n.oid = b.relnamespace
          join pg_class as m on m.oid = i.mentions join pg_namespace as mn on mn.oid = m.relnamespace
-         order by i.id";
+         join pg_attribute as a on a.attrelid = i.base and a.attname = i.\"column\" and not a.attisdropped
+         cross join lateral (
+             select string_agg(format('t.%I::text', t.attname), ', ' order by u.n) as of_table,
+                    string_agg(format('t.%I::text', o.attname), ', ' order by u.n) as of_mentions,
+                    bool_and(t.attnotnull) as whole
+             from unnest(i.numbers) with ordinality as u (number, n)
+             join pg_attribute as t on t.attrelid = i.base and t.attnum = u.number and not t.attisdropped
+             join pg_attribute as o on o.attrelid = i.mentions and o.attnum = u.n) as k
+         where k.whole and exists (
+             select from pg_index as x
+             where x.indrelid = i.base and x.indisunique and x.indisvalid and x.indimmediate
+               and x.indpred is null and x.indexprs is null
+               and (select array_agg(v order by v) from unnest((x.indkey::smallint[])[0:x.indnkeyatts - 1]) as v)
+                   = (select array_agg(v order by v) from unnest(i.numbers) as v))
+         order by i.id"
+    );
     let rows = client
-        .query(sql, &[])
+        .query(&sql, &[])
         .map_err(|error| format!("{error:?}"))?;
-    rows.iter()
-        .map(|row| {
-            let part = |n: usize| row.get::<_, Option<String>>(n);
-            let from = part(1).unwrap_or_default();
-            let no_key = || format!("the index of {from} has no key");
-            Ok(Index {
-                table: row.get(0),
-                column: part(2).unwrap_or_default(),
-                mentions: part(3).unwrap_or_default(),
-                mode: part(4).unwrap_or_default(),
-                table_key: part(5).ok_or_else(no_key)?,
-                mentions_key: part(6).ok_or_else(no_key)?,
-                vector: part(7).unwrap_or_default(),
-                from,
-            })
-        })
-        .collect()
+    let index = |row: &postgres::Row| {
+        let part = |n: usize| row.get::<_, Option<String>>(n).unwrap_or_default();
+        Index {
+            table: row.get(0),
+            from: part(1),
+            column: part(2),
+            mentions: part(3),
+            mode: part(4),
+            table_key: part(5),
+            mentions_key: part(6),
+            vector: part(7),
+        }
+    };
+    Ok(rows.iter().map(index).collect())
 }
 
 fn index_fault(client: &mut Client, index: &Index) -> Option<Fault> {

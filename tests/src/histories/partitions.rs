@@ -2,7 +2,7 @@
 
 use super::generate::Gen;
 use super::tables::{Part, Shape, Table};
-use super::values::quoted;
+use super::values::{Kind, quoted};
 
 /// Bounds of partition `n` of a table, which begin anew after the third.
 fn bounds(shape: Shape, n: usize) -> String {
@@ -77,7 +77,11 @@ fn make(g: &mut Gen, session: usize, table: usize, bounds: String, how: usize) {
         ),
         1 => aside(g, session, table, &name, &bounds),
         _ => {
-            let key = quoted(&g.tables[table].key[0].name);
+            // Enums are hashed by numbers that are others in the other database.
+            let t = &g.tables[table];
+            let of_enum = t.key[0].kind == Kind::Enum;
+            let key = &t.key[if of_enum { t.spread_by } else { 0 }];
+            let key = quoted(&key.name);
             g.say(
                 session,
                 format!("CREATE TABLE {part} PARTITION OF {q} {bounds} PARTITION BY HASH ({key})"),
