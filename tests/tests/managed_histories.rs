@@ -17,6 +17,7 @@ fn a_managed_index_is_what_one_made_afresh_would_be_and_nobody_notices_it() {
     let place = Place::start(
         "histories",
         Path::new(env!("CARGO_BIN_EXE_stand_in_engine")),
+        "",
     );
     let tally = soak(
         &place,

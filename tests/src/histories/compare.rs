@@ -19,6 +19,7 @@ const LINES: usize = 12;
 
 /// A managed index as the catalogue has it.
 struct Index {
+    id: i32,
     table: u32,
     /// As SQL names it, with ONLY where children are not indexed.
     from: String,
@@ -41,7 +42,7 @@ pub fn compare(main: &mut Client, twin: &mut Client, indexed: &[(u32, i16)]) -> 
         return Some(fault);
     }
     match indexes(main) {
-        Ok(indexes) => indexes.iter().find_map(|index| index_fault(main, index)),
+        Ok(indexes) => indexes.iter().find_map(|index| index_fault(main, index.id)),
         Err(error) => Some(fault(
             Kind::State,
             format!("the indexes cannot be read: {error}"),
@@ -51,10 +52,25 @@ pub fn compare(main: &mut Client, twin: &mut Client, indexed: &[(u32, i16)]) -> 
 
 /// Tables and columns that have an index now.
 pub fn indexed_columns(client: &mut Client) -> Vec<(u32, i16)> {
-    let sql = "select i.base::oid, a.attnum from ner_retriever.managed_index as i
-         join pg_attribute as a on a.attrelid = i.base and a.attname = i.\"column\"";
-    let rows = client.query(sql, &[]).unwrap_or_default();
+    let [number, _] = numbers(client);
+    let sql = format!(
+        "select i.base::oid, {number} from ner_retriever.managed_index as i where {number} is not null"
+    );
+    let rows = client.query(&sql, &[]).unwrap_or_default();
     rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+/// SQL for the numbers of an index's column and of its key's columns.
+fn numbers(client: &mut Client) -> [&'static str; 2] {
+    let known = "select from pg_attribute where attrelid = 'ner_retriever.managed_index'::regclass and attname = 'key_numbers'";
+    if query(client, known).is_ok_and(|rows| !rows.is_empty()) {
+        return ["i.column_number", "i.key_numbers"];
+    }
+    // Before 0.3.0 the column was known by its name, and the key by a foreign key.
+    [
+        "(select attnum from pg_attribute where attrelid = i.base and attname = i.\"column\")",
+        "(select confkey from pg_constraint where conrelid = i.mentions and confrelid = i.base and conparentid = 0)",
+    ]
 }
 
 fn fault(kind: Kind, text: impl Into<String>) -> Fault {
@@ -136,23 +152,16 @@ fn vanished(client: &mut Client, indexed: &[(u32, i16)]) -> Option<Fault> {
 /// The indexes that can be right: whose table has a unique index on the key. Of others the extension says
 /// that they wait for one.
 fn indexes(client: &mut Client) -> Result<Vec<Index>, String> {
-    // The key by its columns' numbers: before 0.3.0 it was what a foreign key said.
-    let known = "select from pg_attribute where attrelid = 'ner_retriever.managed_index'::regclass and attname = 'key_numbers'";
-    let key_numbers = match query(client, known)?.is_empty() {
-        false => "i.key_numbers",
-        true => {
-            "(select confkey from pg_constraint where conrelid = i.mentions and confrelid = i.base and conparentid = 0)"
-        }
-    };
+    let [number, key_numbers] = numbers(client);
     let sql = format!(
-        "select i.base::oid, format('%s%I.%I', case b.relkind when 'r' then 'ONLY ' end, n.nspname, b.relname),
+        "select i.id, i.base::oid, format('%s%I.%I', case b.relkind when 'r' then 'ONLY ' end, n.nspname, b.relname),
              a.attname::text, format('%I.%I', mn.nspname, m.relname), i.mode, k.of_table, k.of_mentions,
              (select format_type(a.atttypid, a.atttypmod) from pg_attribute as a
               where a.attrelid = i.mentions and a.attname = 'embedding')
          from (select *, {key_numbers} as numbers from ner_retriever.managed_index as i) as i
          join pg_class as b on b.oid = i.base join pg_namespace as n on n.oid = b.relnamespace
          join pg_class as m on m.oid = i.mentions join pg_namespace as mn on mn.oid = m.relnamespace
-         join pg_attribute as a on a.attrelid = i.base and a.attname = i.\"column\" and not a.attisdropped
+         join pg_attribute as a on a.attrelid = i.base and a.attnum = {number} and not a.attisdropped
          cross join lateral (
              select string_agg(format('t.%I::text', t.attname), ', ' order by u.n) as of_table,
                     string_agg(format('t.%I::text', o.attname), ', ' order by u.n) as of_mentions,
@@ -174,43 +183,68 @@ fn indexes(client: &mut Client) -> Result<Vec<Index>, String> {
     let index = |row: &postgres::Row| {
         let part = |n: usize| row.get::<_, Option<String>>(n).unwrap_or_default();
         Index {
-            table: row.get(0),
-            from: part(1),
-            column: part(2),
-            mentions: part(3),
-            mode: part(4),
-            table_key: part(5),
-            mentions_key: part(6),
-            vector: part(7),
+            id: row.get(0),
+            table: row.get(1),
+            from: part(2),
+            column: part(3),
+            mentions: part(4),
+            mode: part(5),
+            table_key: part(6),
+            mentions_key: part(7),
+            vector: part(8),
         }
     };
     Ok(rows.iter().map(index).collect())
 }
 
-fn index_fault(client: &mut Client, index: &Index) -> Option<Fault> {
-    let arguments = format!("{}::oid::regclass", index.table);
-    let column = string(&index.column);
-    if index.mode == "manual" {
-        let sql = format!("select public.ner_refresh({arguments}, NULL, {column})");
-        if let Err(error) = query(client, &sql) {
-            return Some(fault(Kind::Call("refresh".into()), error));
-        }
-    }
+/// What is wrong with an index, which may take some time to find the last differences by itself.
+fn index_fault(client: &mut Client, id: i32) -> Option<Fault> {
     let started = Instant::now();
+    let mut refreshed = false;
     loop {
-        let sql = format!("select public.ner_wait({arguments}, '{WAIT}', {column})");
-        match query(client, &sql) {
-            Ok(done) if done == ["t"] => {}
-            Ok(_) => return Some(fault(Kind::Wait, state(client, index))),
-            Err(error) => return Some(fault(Kind::Call("wait".into()), error)),
+        // Names and the table of the mentions may change while the index catches up.
+        let index = match indexes(client) {
+            Ok(indexes) => indexes.into_iter().find(|index| index.id == id)?,
+            Err(error) => return Some(fault(Kind::State, error)),
+        };
+        if index.mode == "manual" && !refreshed {
+            refreshed = true;
+            let sql = format!(
+                "select public.ner_refresh({}, NULL, {})",
+                index.regclass(),
+                string(&index.column)
+            );
+            if let Err(error) = query(client, &sql) {
+                return Some(fault(Kind::Call("refresh".into()), error));
+            }
         }
-        let found = mentions(client, index)
-            .or_else(|| failures(client, index))
-            .or_else(|| at_rest(client, index));
-        if found.is_none() || started.elapsed() > RECONCILING {
-            return found;
+        let found = waited(client, &index)
+            .or_else(|| mentions(client, &index))
+            .or_else(|| failures(client, &index))
+            .or_else(|| at_rest(client, &index))?;
+        if matches!(found.kind, Kind::Wait | Kind::Call(_)) || started.elapsed() > RECONCILING {
+            return Some(found);
         }
         thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn waited(client: &mut Client, index: &Index) -> Option<Fault> {
+    let sql = format!(
+        "select public.ner_wait({}, '{WAIT}', {})",
+        index.regclass(),
+        string(&index.column)
+    );
+    match query(client, &sql) {
+        Ok(done) if done == ["t"] => None,
+        Ok(_) => Some(fault(Kind::Wait, state(client, index))),
+        Err(error) => Some(fault(Kind::Call("wait".into()), error)),
+    }
+}
+
+impl Index {
+    fn regclass(&self) -> String {
+        format!("{}::oid::regclass", self.table)
     }
 }
 
@@ -311,9 +345,12 @@ fn at_rest(client: &mut Client, index: &Index) -> Option<Fault> {
         index.table,
         string(&index.column)
     );
-    match query(client, &sql) {
-        Ok(lines) if lines == ["0\t0\t0"] => None,
-        other => Some(fault(
+    // What the engine refuses stays a difference.
+    let failed =
+        format!("select format(E'%s\t0\t0', count(*)) from ner_retriever.failed where {here}");
+    match (query(client, &sql), query(client, &failed)) {
+        (Ok(lines), Ok(failed)) if lines == ["0\t0\t0"] || lines == failed => None,
+        (other, _) => Some(fault(
             Kind::State,
             format!("{}: ner_check gives {other:?}", index.from),
         )),

@@ -82,8 +82,9 @@ pub struct Pair {
 }
 
 impl Place {
-    /// Starts the instance `name` anew.
-    pub fn start(name: &str, engine: &Path) -> Self {
+    /// Starts the instance `name` anew. `prelude` is SQL for the template with the extension: to look past
+    /// a fault that is known.
+    pub fn start(name: &str, engine: &Path, prelude: &str) -> Self {
         let engine = engine.to_str().expect("a path in UTF-8");
         let own = [("ner_retriever.engine", engine)];
         let server = Server::start(name, &[SETTINGS, &own].concat());
@@ -96,11 +97,11 @@ impl Place {
             made: AtomicUsize::new(0),
             free: Mutex::default(),
         };
-        place.make_templates(&mut client);
+        place.make_templates(&mut client, prelude);
         place
     }
 
-    fn make_templates(&self, client: &mut Client) {
+    fn make_templates(&self, client: &mut Client, prelude: &str) {
         let run = |client: &mut Client, sql: &str| {
             client
                 .batch_execute(sql)
@@ -116,9 +117,9 @@ impl Place {
         for (name, extension) in [
             (
                 "histories_main",
-                "CREATE EXTENSION ner_retriever SCHEMA public CASCADE;",
+                format!("CREATE EXTENSION ner_retriever SCHEMA public CASCADE; {prelude};"),
             ),
-            ("histories_twin", ""),
+            ("histories_twin", String::new()),
         ] {
             run(
                 client,
