@@ -2,11 +2,11 @@
 # Downloads, builds and the private server live in one cache folder outside this checkout:
 # NER_RETRIEVER_CACHE, else /var/cache/ner_retriever (root), else ~/.cache/ner_retriever.
 
-.PHONY: help demo test soak start stop restart psql engine-path engine-cuda eval report minilm train bench install uninstall build \
+.PHONY: help demo test test-15 soak start stop restart psql engine-path engine-cuda eval report minilm train bench install uninstall build \
 	fmt lint clean distclean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 	@echo 'Settings: PG_CONFIG=/path/to/pg_config (a server of your own), MODEL=none, CUDA=1, DESTDIR=, ARGS='
 
 demo: start ## build, start the private server, ask it which texts mention a dinosaur
@@ -14,6 +14,9 @@ demo: start ## build, start the private server, ask it which texts mention a din
 
 test: ## run all tests, the last line counts them
 	@scripts/test.sh
+
+test-15: ## run the tests against a server on PostgreSQL 15, which scripts/postgres15.sh installs
+	@scripts/test.sh 15
 
 soak: ## run made-up histories of managed indexes; make soak ARGS='--hours 2' (--help for more)
 	@scripts/soak.sh $(ARGS)

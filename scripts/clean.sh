@@ -13,7 +13,7 @@ for instance in "$INSTANCES"/*/; do
   "$REPO/scripts/server.sh" remove --instance "$(basename "$instance")"
 done
 say "removing the build output in $CARGO_TARGET_DIR"
-rm -rf "$CARGO_TARGET_DIR" "$INSTANCES" "$CACHE/scratch"
+rm -rf "$CARGO_TARGET_DIR" "$INSTANCES" "$CACHE/scratch" "$CACHE"/postgresql-15{,-work}
 
 if [ "${1:-}" = all ]; then
   say "removing downloads, private PostgreSQL, compilers, models, features and peers in $CACHE"

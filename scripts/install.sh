@@ -69,19 +69,64 @@ build() {
   build_sql
 }
 
-# Makes the scripts of CREATE EXTENSION and ALTER EXTENSION UPDATE: a release whose script is long has a
-# folder of parts, which are put together in the order of their names. Before PostgreSQL 16 a script
-# cannot name the schema of another extension; there the types are found through the search path that
-# CREATE EXTENSION sets, which includes pgvector's schema.
+# Makes the scripts of CREATE EXTENSION and ALTER EXTENSION UPDATE: a release after the first has a folder
+# named after its version, whose parts are put together in the order of their names.
 build_sql() {
-  local folder edit=()
+  local folder version previous=0.1.0
   folder=$(sql_folder)
   rm -rf -- "$folder"
   mkdir -p "$folder"
-  [ "$MAJOR" -ge 16 ] || edit=(-e 's/@extschema:vector@\.//')
-  sed -e '' "${edit[@]}" "$REPO/sql/ner_retriever--0.1.0.sql" >"$folder/ner_retriever--0.1.0.sql"
-  sed -e '' "${edit[@]}" "$REPO"/sql/0.2.0/*.sql >"$folder/ner_retriever--0.1.0--0.2.0.sql"
-  sed -e '' "${edit[@]}" "$REPO"/sql/0.3.0/*.sql >"$folder/ner_retriever--0.2.0--0.3.0.sql"
+  script_for_server "$REPO/sql/ner_retriever--$previous.sql" >"$folder/ner_retriever--$previous.sql"
+  for version in $(find "$REPO"/sql/* -maxdepth 0 -type d -printf '%f\n' | sort -V); do
+    script_for_server "$REPO/sql/$version"/*.sql >"$folder/ner_retriever--$previous--$version.sql"
+    previous=$version
+  done
+}
+
+# Puts the files of a script together. A server before 16 leaves @extschema:vector@, the schema of pgvector,
+# as it is: there the paragraphs with this name go into strings, in which a block replaces it when the
+# script runs. The script's search_path stays as it is, so that no other type can be meant. A paragraph
+# ends at an empty line outside of a function's body.
+script_for_server() {
+  if [ "$MAJOR" -ge 16 ]; then
+    cat -- "$@"
+  else
+    cat -- "$@" | BEFORE=$(before_vector) AFTER=$(after_vector) awk -v RS= -v ORS='\n\n' '
+      function put() {
+        print index(part, "@extschema:vector@") ? ENVIRON["BEFORE"] "\n" part "\n" ENVIRON["AFTER"] : part
+        part = ""
+      }
+      { part = part (part == "" ? "" : "\n\n") $0 }
+      # As many quotes open a body as close one.
+      split(part, pieces, /[$][$]/) % 2 == 1 { put() }
+      END { if (part != "") put() }'
+  fi
+}
+
+before_vector() {
+  cat <<'SQL'
+DO $vector$
+DECLARE
+    home name := (
+        SELECT n.nspname FROM pg_catalog.pg_extension AS e
+        JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace
+        WHERE e.extname OPERATOR(pg_catalog.=) 'vector');
+BEGIN
+    -- Servers from 16 on refuse them as well: they could end the string that the name stands in.
+    IF home OPERATOR(pg_catalog.~) E'["$\'\\\\]' THEN
+        RAISE EXCEPTION 'invalid character in extension "vector" schema: must not contain any of %', E'"$\'\\'
+            USING ERRCODE = 'invalid_object_definition';
+    END IF;
+    EXECUTE pg_catalog.replace($statements$
+SQL
+}
+
+after_vector() {
+  cat <<'SQL'
+$statements$, '@extschema:vector@', pg_catalog.quote_ident(home));
+END
+$vector$;
+SQL
 }
 
 # Where the SQL files for this server are.

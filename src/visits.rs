@@ -58,7 +58,7 @@ impl Visits {
             }
         }
         start_waiting();
-        send_away_from_dropped();
+        make_way_for_others();
         TICK
     }
 }
@@ -148,52 +148,94 @@ fn databases() -> Vec<Oid> {
     databases.into_iter().map(Oid::from).collect()
 }
 
-/// DROP DATABASE gives others 5 seconds to leave, and a worker that builds a vector index does not look
-/// around. It does that again if the database stays.
-fn send_away_from_dropped() {
-    for database in wanted_databases() {
-        for number in 0..gucs::queue_workers().max(1) {
-            let worker = WorkerId { database, number };
-            if !worker.is_running() {
-                continue;
-            }
-            let pid = fs::read_to_string(worker.lock_file())
-                .ok()
-                .and_then(|pid| Pid::from_raw(pid.trim().parse().ok()?));
-            if let Some(pid) = pid {
-                let _ = kill_process(pid, Signal::TERM);
-            }
+/// Workers that hold a lock for as long as a vector index takes to be built do not look around. DROP DATABASE
+/// gives others 5 seconds to leave; nobody's DROP or ALTER TABLE shall wait for minutes. They do it again.
+fn make_way_for_others() {
+    let workers = running_workers();
+    if workers.is_empty() {
+        return;
+    }
+    let locks = Locks::now();
+    for (worker, pid) in workers {
+        let signal = if locks.want_database(worker.database) {
+            Signal::TERM
+        } else if locks.wait_for(pid) {
+            Signal::INT
+        } else {
+            continue;
+        };
+        if let Some(pid) = Pid::from_raw(pid) {
+            let _ = kill_process(pid, signal);
         }
     }
 }
 
-/// Databases that somebody has locked to drop or to copy them.
-fn wanted_databases() -> Vec<Oid> {
-    const MODES: i32 =
-        1 << pg_sys::ShareLock | 1 << pg_sys::ExclusiveLock | 1 << pg_sys::AccessExclusiveLock;
-    // SAFETY: a copy of the lock table, in the current memory context, which is freed at once.
-    unsafe {
-        let data = pg_sys::GetLockStatusData();
-        let locks = (*data).locks;
-        let count = usize::try_from((*data).nelements).unwrap_or(0);
-        let wanted = if locks.is_null() || count == 0 {
-            Vec::new()
-        } else {
-            std::slice::from_raw_parts(locks, count)
-                .iter()
-                .filter(|lock| {
-                    u32::from(lock.locktag.locktag_type) == pg_sys::LockTagType::LOCKTAG_OBJECT
-                        && lock.locktag.locktag_field1 == 0
-                        && lock.locktag.locktag_field2 == pg_sys::DatabaseRelationId.to_u32()
-                        && lock.holdMask & MODES != 0
-                })
-                .map(|lock| Oid::from(lock.locktag.locktag_field3))
-                .collect()
-        };
-        if !locks.is_null() {
-            pg_sys::pfree(locks.cast());
+/// The workers that run, with their process ids, which their lock files have.
+fn running_workers() -> Vec<(WorkerId, i32)> {
+    let Ok(files) = fs::read_dir(SOCKET_DIR) else {
+        return Vec::new();
+    };
+    files
+        .flatten()
+        .filter_map(|file| {
+            let worker = WorkerId::of_lock_file(file.file_name().to_str()?)?;
+            let pid = fs::read_to_string(file.path()).ok()?.trim().parse().ok()?;
+            worker.is_running().then_some((worker, pid))
+        })
+        .collect()
+}
+
+/// The server's locks at one moment.
+struct Locks(Vec<pg_sys::LockInstanceData>);
+
+impl Locks {
+    fn now() -> Self {
+        // SAFETY: a copy of the lock table, in the current memory context, which is freed at once.
+        unsafe {
+            let data = pg_sys::GetLockStatusData();
+            let locks = (*data).locks;
+            let count = usize::try_from((*data).nelements).unwrap_or(0);
+            let copy = if locks.is_null() {
+                Vec::new()
+            } else {
+                let copy = std::slice::from_raw_parts(locks, count).to_vec();
+                pg_sys::pfree(locks.cast());
+                copy
+            };
+            pg_sys::pfree(data.cast());
+            Self(copy)
         }
-        pg_sys::pfree(data.cast());
-        wanted
+    }
+
+    /// Whether somebody has locked a database to drop or to copy it.
+    fn want_database(&self, database: Oid) -> bool {
+        const MODES: i32 =
+            1 << pg_sys::ShareLock | 1 << pg_sys::ExclusiveLock | 1 << pg_sys::AccessExclusiveLock;
+        self.0.iter().any(|lock| {
+            u32::from(lock.locktag.locktag_type) == pg_sys::LockTagType::LOCKTAG_OBJECT
+                && lock.locktag.locktag_field1 == 0
+                && lock.locktag.locktag_field2 == pg_sys::DatabaseRelationId.to_u32()
+                && lock.locktag.locktag_field3 == database.to_u32()
+                && lock.holdMask & MODES != 0
+        })
+    }
+
+    /// Whether somebody waits to have a table alone on which a worker builds an index.
+    fn wait_for(&self, pid: i32) -> bool {
+        let is_table = |lock: &pg_sys::LockInstanceData| {
+            u32::from(lock.locktag.locktag_type) == pg_sys::LockTagType::LOCKTAG_RELATION
+        };
+        let builds = |lock: &&pg_sys::LockInstanceData| {
+            lock.pid == pid && is_table(lock) && lock.holdMask & (1 << pg_sys::ShareLock) != 0
+        };
+        self.0.iter().filter(builds).any(|held| {
+            self.0.iter().any(|lock| {
+                lock.pid != pid
+                    && is_table(lock)
+                    && lock.waitLockMode == pg_sys::AccessExclusiveLock as i32
+                    && lock.locktag.locktag_field1 == held.locktag.locktag_field1
+                    && lock.locktag.locktag_field2 == held.locktag.locktag_field2
+            })
+        })
     }
 }

@@ -133,6 +133,12 @@ CREATE UNLOGGED TABLE ner_retriever.failed_row (
     PRIMARY KEY (index_id, key_hash)
 );
 
+-- Whoever fills, compares or builds an index has its row here locked: one worker at a time. Nobody else does, so
+-- that no ALTER TABLE waits for what may take long. Rows of the catalogue are locked last and for moments.
+CREATE UNLOGGED TABLE ner_retriever.turn (
+    index_id integer PRIMARY KEY
+);
+
 -- Where a worker has worked last. Another database, another cluster, or no row: all indexes are compared.
 CREATE UNLOGGED TABLE ner_retriever.last_place (
     database oid NOT NULL, system_identifier bigint NOT NULL

@@ -89,11 +89,13 @@ AS $$
 DECLARE
     i record;
 BEGIN
-    SELECT m.base, m."column", m.key, m.key_numbers INTO i FROM ner_retriever.managed_index AS m WHERE m.id = index_id;
+    SELECT m.base, m."column", m.key_numbers INTO i FROM ner_retriever.readable_index AS m WHERE m.id = index_id;
     IF ner_retriever.key_index(i.base, i.key_numbers) IS NULL THEN
-        RAISE EXCEPTION 'table % has no unique index on its key (%) any more', i.base, array_to_string(i.key, ', ')
+        RAISE EXCEPTION 'table % has no unique index on its key (%) any more', i.base, (
+            SELECT string_agg(a.attname, ', ') FROM pg_attribute AS a
+            WHERE a.attrelid = i.base AND a.attnum = ANY (i.key_numbers))
             USING ERRCODE = 'object_not_in_prerequisite_state',
-                  HINT = format('Make one, or call ner_drop_index(%L, %L).', i.base, i."column");
+                  HINT = format('Make one, and the index goes on; or call ner_drop_index(%L, %L).', i.base, i."column");
     END IF;
 END
 $$;

@@ -63,7 +63,7 @@ BEGIN
     RETURNING id INTO index_id;
     PERFORM ner_retriever.share_mentions("table", "column", numbers, mentions);
     PERFORM ner_retriever.create_memory(index_id, false);
-    PERFORM ner_retriever.follow_grants();
+    PERFORM ner_retriever.follow_grants(ARRAY[index_id]);
     PERFORM ner_retriever.create_triggers(index_id);
     PERFORM ner_retriever.adopt(index_id);
     PERFORM ner_retriever.warn_of_publications("table", mentions);
@@ -191,7 +191,7 @@ BEGIN
         state = 'new', paused_until = NULL, pauses = 0, last_error = NULL, last_error_at = NULL
     WHERE id = i.id;
     PERFORM ner_retriever.create_memory(i.id, true);
-    PERFORM ner_retriever.follow_grants();
+    PERFORM ner_retriever.follow_grants(ARRAY[i.id]);
     PERFORM ner_retriever.adopt(i.id);
     PERFORM ner_retriever.warn_of_publications("table", next);
     PERFORM ner_retriever.wake();

@@ -255,6 +255,20 @@ $$;
 COMMENT ON FUNCTION ner_retriever.request_pass(integer) IS
 'Has a table compared with the memory of its index';
 
+CREATE FUNCTION ner_retriever.is_plain(relation oid)
+RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+RETURN NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = relation AND t.tgfoid <> 'ner_retriever.keep_local()'::regprocedure)
+    AND NOT EXISTS (SELECT FROM pg_index AS x WHERE x.indrelid = relation AND (x.indexprs IS NOT NULL OR x.indpred IS NOT NULL))
+    AND NOT EXISTS (SELECT FROM pg_rewrite AS r WHERE r.ev_class = relation)
+    AND NOT EXISTS (SELECT FROM pg_constraint AS c WHERE c.conrelid = relation AND c.contype NOT IN ('p', 'n'))
+    AND NOT EXISTS (SELECT FROM pg_attrdef AS d WHERE d.adrelid = relation)
+    AND NOT EXISTS (SELECT FROM pg_policy AS p WHERE p.polrelid = relation AND p.polname <> 'readers_of_the_text')
+    AND NOT EXISTS (SELECT FROM pg_statistic_ext AS s WHERE s.stxrelid = relation)
+    AND NOT EXISTS (SELECT FROM pg_inherits AS h WHERE relation IN (h.inhrelid, h.inhparent));
+COMMENT ON FUNCTION ner_retriever.is_plain(oid) IS
+'Whether a table of the extension''s has nothing that runs code of its owner''s';
+
 CREATE FUNCTION ner_retriever.after_alter()
 RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -294,8 +308,9 @@ BEGIN
             SELECT ner_retriever.name_of(c.oid) AS name, pg_get_userbyid(b.relowner) AS owner
             FROM pg_class AS b
             JOIN pg_class AS c ON c.oid IN (i.mentions, i.next_mentions, i.memory, i.next_memory) AND c.relowner <> b.relowner
-            -- Only what happens to the table itself: whoever gives mentions away has done so on purpose.
-            WHERE b.oid = i.base AND i.base::oid = ANY (altered)
+            -- Only what happens to the table itself: whoever gives mentions away has done so on purpose. And
+            -- only what runs no code of the old owner's with the rights of the new one.
+            WHERE b.oid = i.base AND i.base::oid = ANY (altered) AND ner_retriever.is_plain(c.oid)
         LOOP
             EXECUTE format('ALTER TABLE %s OWNER TO %I', t.name, t.owner);
         END LOOP;
@@ -351,9 +366,9 @@ $$;
 COMMENT ON FUNCTION ner_retriever.adopt(integer) IS
 'Ties what belongs to a managed index to its table';
 
--- Which table a GRANT is for, its event does not say: all are looked at. Who was given the right because of the
+-- Which table a GRANT is for, its event does not say: all of the grantor's are looked at. Who was given the right because of the
 -- table loses it with the table's; rights that somebody has given by hand stay, and show nothing by themselves.
-CREATE FUNCTION ner_retriever.follow_grants()
+CREATE FUNCTION ner_retriever.follow_grants(index_ids integer[])
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 -- Whoever changes a table of mentions just now has no other GRANT wait for long.
@@ -368,6 +383,7 @@ BEGIN
             FROM ner_retriever.managed_index AS i
             JOIN pg_class AS b ON b.oid = i.base
             JOIN pg_class AS m ON m.oid IN (i.mentions, i.next_mentions) AND m.relowner = b.relowner
+            WHERE i.id = ANY (index_ids)
         )
         SELECT t.id, t.mentions::regclass AS mentions, r.name, true AS gains
         FROM tables AS t CROSS JOIN LATERAL ner_retriever.readers(t.relacl) AS r (name)
@@ -389,7 +405,7 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION ner_retriever.follow_grants() IS
+COMMENT ON FUNCTION ner_retriever.follow_grants(integer[]) IS
 'Has the readers of indexed tables be those who may search them';
 
 CREATE FUNCTION ner_retriever.after_grant()
@@ -397,7 +413,8 @@ RETURNS event_trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM ner_retriever.follow_grants();
+    -- Those of the grantor: nobody's GRANT waits for somebody else's tables.
+    PERFORM ner_retriever.follow_grants(ARRAY(SELECT i.id FROM ner_retriever.managed_index AS i));
 END
 $$;
 COMMENT ON FUNCTION ner_retriever.after_grant() IS

@@ -35,6 +35,31 @@ RETURN code IN ('55P03', '40P01');
 COMMENT ON FUNCTION ner_retriever.is_in_use(text) IS
 'Whether an error with this SQLSTATE only means that somebody else has a lock';
 
+CREATE FUNCTION ner_retriever.take_turn(index_id integer)
+RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO ner_retriever.turn (index_id) VALUES (take_turn.index_id) ON CONFLICT DO NOTHING;
+    PERFORM FROM ner_retriever.turn AS t WHERE t.index_id = take_turn.index_id FOR UPDATE SKIP LOCKED;
+    RETURN FOUND;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.take_turn(integer) IS
+'Whether it is this worker''s turn to do what only one can do to an index';
+
+-- Whoever has the row changes or drops the index, and may wait for a lock that this worker has.
+CREATE FUNCTION ner_retriever.lock_index(index_id integer)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM FROM ner_retriever.managed_index AS m WHERE m.id = lock_index.index_id FOR NO KEY UPDATE NOWAIT;
+END
+$$;
+COMMENT ON FUNCTION ner_retriever.lock_index(integer) IS
+'Locks the catalogue''s row of an index as the last thing in a step; an error if somebody else has it';
+
 -- One unit of work of the first index after a given one that has any: NULL if none has. Changes and the
 -- comparison take turns, so that neither waits for the end of the other.
 CREATE FUNCTION ner_retriever.work(
@@ -146,13 +171,14 @@ AS $$
 DECLARE
     i record;
     asked boolean;
+    rows_counted bigint;
 BEGIN
-    SELECT m.*, c.relowner AS owner INTO i
-    FROM ner_retriever.managed_index AS m JOIN pg_class AS c ON c.oid = m.base
-    WHERE m.id = index_id FOR UPDATE OF m SKIP LOCKED;
-    IF NOT FOUND THEN
+    IF NOT ner_retriever.take_turn(index_id) THEN
         RETURN 0;
     END IF;
+    SELECT m.*, c.relowner AS owner INTO i
+    FROM ner_retriever.managed_index AS m JOIN pg_class AS c ON c.oid = m.base
+    WHERE m.id = index_id;
     WITH asked_for AS (
         DELETE FROM ner_retriever.pending WHERE ctid = ANY (ARRAY(
             SELECT p.ctid FROM ner_retriever.pending AS p
@@ -161,27 +187,32 @@ BEGIN
     SELECT count(*) > 0 INTO asked FROM asked_for;
     IF i.memory IS NULL THEN
         PERFORM ner_retriever.check_row_security(i.base);
+        PERFORM ner_retriever.lock_index(index_id);
         PERFORM ner_retriever.create_memory(index_id, false);
         PERFORM ner_retriever.execute_as(i.owner, format('SELECT ner_retriever.remember_mentions(%s)', index_id));
         PERFORM ner_retriever.adopt(index_id);
         UPDATE ner_retriever.managed_index SET pass = 'requested', pass_cursor = NULL WHERE id = index_id;
     ELSIF i.next_mentions IS NOT NULL AND i.next_memory IS NULL THEN
+        PERFORM ner_retriever.lock_index(index_id);
         PERFORM ner_retriever.create_memory(index_id, true);
         PERFORM ner_retriever.adopt(index_id);
         UPDATE ner_retriever.managed_index SET state = 'new' WHERE id = index_id;
     ELSIF i.state = 'new' THEN
         PERFORM ner_retriever.check_row_security(i.base);
         PERFORM ner_retriever.adopt(index_id);
+        rows_counted := ner_retriever.count_as(i.owner, format('SELECT ner_retriever.count_rows(%L)', i.base::oid));
+        PERFORM ner_retriever.lock_index(index_id);
         UPDATE ner_retriever.managed_index
-        SET state = 'filling', pass = 'requested', pass_cursor = NULL, pass_not_before = NULL,
-            rows_total = ner_retriever.count_as(i.owner, format('SELECT count(*) FROM %s', ner_retriever.own_rows(i.base)))
+        SET state = 'filling', pass = 'requested', pass_cursor = NULL, pass_not_before = NULL, rows_total = rows_counted
         WHERE id = index_id;
     ELSIF asked THEN
+        PERFORM ner_retriever.lock_index(index_id);
         UPDATE ner_retriever.managed_index
         SET pass = 'requested', pass_cursor = NULL, pass_not_before = NULL WHERE id = index_id;
     ELSIF i.pass IS NULL AND i.state = 'ready' AND i.mode <> 'manual'
         AND current_setting('ner_retriever.reconcile_interval')::interval > '0'
         AND coalesce(i.reconciled_at, '-infinity') <= now() - current_setting('ner_retriever.reconcile_interval')::interval THEN
+        PERFORM ner_retriever.lock_index(index_id);
         UPDATE ner_retriever.managed_index
         SET pass = 'periodic', pass_cursor = NULL, pass_not_before = NULL WHERE id = index_id;
     ELSE
@@ -207,8 +238,8 @@ BEGIN
     FROM ner_retriever.managed_index AS m
     JOIN pg_class AS c ON c.oid = m.base
     JOIN pg_class AS o ON o.oid = m.mentions
-    WHERE m.id = index_id AND m.state = 'filling' AND m.pass IS NULL FOR UPDATE OF m SKIP LOCKED;
-    IF NOT FOUND OR EXISTS (SELECT FROM ner_retriever.pending AS p
+    WHERE m.id = index_id AND m.state = 'filling' AND m.pass IS NULL;
+    IF NOT FOUND OR NOT ner_retriever.take_turn(index_id) OR EXISTS (SELECT FROM ner_retriever.pending AS p
                             WHERE p.index_id = finish_filling.index_id AND p.backfill) THEN
         RETURN 0;
     END IF;
@@ -226,6 +257,7 @@ BEGIN
         PERFORM ner_retriever.execute_as(i.owner, format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', ner_retriever.name_of(i.mentions)));
         PERFORM ner_retriever.take_grants(i.mentions, target);
         PERFORM ner_retriever.take_publications(i.mentions, target);
+        PERFORM ner_retriever.lock_index(index_id);
         UPDATE ner_retriever.managed_index
         SET mentions = next_mentions, memory = next_memory, fingerprint = next_fingerprint, dims = next_dims,
             next_mentions = NULL, next_memory = NULL, next_fingerprint = NULL, next_dims = NULL
@@ -236,6 +268,7 @@ BEGIN
         PERFORM ner_retriever.execute_as(i.owner, format('ALTER TABLE %s RENAME TO %I', ner_retriever.name_of(target), i.relname));
         PERFORM ner_retriever.adopt(index_id);
     END IF;
+    PERFORM ner_retriever.lock_index(index_id);
     UPDATE ner_retriever.managed_index
     SET state = 'ready', paused_until = NULL, pauses = 0, last_error = NULL, last_error_at = NULL WHERE id = index_id;
     RETURN 1;
@@ -432,11 +465,15 @@ $$;
 COMMENT ON FUNCTION ner_retriever.has_row(integer, text[]) IS
 '1 if there is a row with this key, 0 if there is none, -1 if it is no key';
 
--- A row that changes often is in the queue often, but one is as good as many.
+-- A row that changes often is in the queue often, but one is as good as many. What a worker had locked when its
+-- index was dropped goes, too.
 CREATE FUNCTION ner_retriever.compact_queue()
 RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
+    DELETE FROM ner_retriever.pending WHERE ctid = ANY (ARRAY(
+        SELECT p.ctid FROM ner_retriever.pending AS p
+        WHERE p.index_id NOT IN (SELECT m.id FROM ner_retriever.managed_index AS m) FOR UPDATE OF p SKIP LOCKED));
     DELETE FROM ner_retriever.pending WHERE ctid = ANY (ARRAY(
         SELECT p.ctid FROM ner_retriever.pending AS p
         JOIN (SELECT q.index_id, q.key_hash, max(q.id) AS last FROM ner_retriever.pending AS q
@@ -459,6 +496,8 @@ DECLARE
 BEGIN
     DELETE FROM ner_retriever.pending WHERE index_id NOT IN (SELECT m.id FROM ner_retriever.managed_index AS m);
     DELETE FROM ner_retriever.failed_row WHERE index_id NOT IN (SELECT m.id FROM ner_retriever.managed_index AS m);
+    DELETE FROM ner_retriever.turn WHERE index_id NOT IN (SELECT m.id FROM ner_retriever.managed_index AS m)
+        AND index_id IN (SELECT t.index_id FROM ner_retriever.turn AS t FOR UPDATE SKIP LOCKED);
     FOR i IN SELECT m.id FROM ner_retriever.managed_index AS m ORDER BY m.id LOOP
         PERFORM ner_retriever.adopt(i.id);
     END LOOP;

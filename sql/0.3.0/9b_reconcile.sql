@@ -103,15 +103,17 @@ COMMENT ON FUNCTION ner_retriever.slice_statement(integer, boolean) IS
 
 -- Runs as the table's owner. Ends early after as many differences as the queue takes.
 CREATE FUNCTION ner_retriever.compare_slice(
-    index_id integer, after_key text[], slice_rows integer, max_found integer,
-    OUT until_key text[], OUT differences bigint
+    index_id integer, after_key text[], slice_rows integer, max_found integer
 )
+RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 -- Both sides are read in the order of their keys: a sort or a hash would be of the whole rest.
 SET enable_seqscan = off
 AS $$
 DECLARE
+    until_key text[];
     last_key text[];
+    differences bigint;
 BEGIN
     EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE NOWAIT',
         (SELECT ner_retriever.own_rows(i.base) FROM ner_retriever.managed_index AS i WHERE i.id = index_id));
@@ -126,10 +128,13 @@ BEGIN
     IF differences = max_found THEN
         until_key := last_key;
     END IF;
+    PERFORM ner_retriever.lock_index(index_id);
+    UPDATE ner_retriever.managed_index
+    SET pass_cursor = until_key, pass = CASE WHEN until_key IS NOT NULL THEN pass END WHERE id = index_id;
 END
 $$;
 COMMENT ON FUNCTION ner_retriever.compare_slice(integer, text[], integer, integer) IS
-'Enqueues the differences of some rows after a key';
+'Enqueues the differences of some rows after a key, and keeps how far that is';
 
 -- The next slice of a comparison that is under way. What nobody waits for takes a fifth of a worker's time.
 CREATE FUNCTION ner_retriever.compare_some(index_id integer, max_rows integer)
@@ -144,18 +149,14 @@ DECLARE
 BEGIN
     SELECT m.*, c.relowner AS owner INTO i
     FROM ner_retriever.managed_index AS m JOIN pg_class AS c ON c.oid = m.base
-    WHERE m.id = index_id AND m.pass IS NOT NULL AND coalesce(m.pass_not_before, '-infinity') <= clock_timestamp()
-    FOR UPDATE OF m SKIP LOCKED;
-    IF NOT FOUND OR (SELECT count(*) >= most FROM (
+    WHERE m.id = index_id AND m.pass IS NOT NULL AND coalesce(m.pass_not_before, '-infinity') <= clock_timestamp();
+    IF NOT FOUND OR NOT ner_retriever.take_turn(index_id) OR (SELECT count(*) >= most FROM (
         SELECT FROM ner_retriever.pending AS p WHERE p.index_id = compare_some.index_id AND p.backfill LIMIT most) AS q)
     THEN
         RETURN 0;
     END IF;
     PERFORM ner_retriever.check_row_security(i.base);
-    PERFORM ner_retriever.execute_as(i.owner, format(
-        'UPDATE ner_retriever.managed_index SET pass_cursor = s.until_key,'
-        ' pass = CASE WHEN s.until_key IS NOT NULL THEN pass END'
-        ' FROM ner_retriever.compare_slice(%s, %L, %s, %s) AS s WHERE id = %1$s',
+    PERFORM ner_retriever.execute_as(i.owner, format('SELECT ner_retriever.compare_slice(%s, %L, %s, %s)',
         index_id, i.pass_cursor, CASE WHEN i.state = 'filling' THEN most ELSE 20000 END, most));
     SELECT m.pass, m.pass_cursor INTO s FROM ner_retriever.managed_index AS m WHERE m.id = index_id;
     IF s.pass IS NULL THEN

@@ -4,7 +4,7 @@ REVOKE EXECUTE ON FUNCTION
     ner_retriever.depend_on(oid, oid, oid, oid, integer, boolean), ner_retriever.forget_dependency(oid, oid),
     ner_retriever.forget_trigger_dependency(oid, oid), ner_retriever.work(integer, integer, boolean),
     ner_retriever.work_on(integer, integer, boolean), ner_retriever.is_whole(integer), ner_retriever.take_up(integer),
-    ner_retriever.finish_filling(integer), ner_retriever.forget_trigger_dependencies(integer, oid),
+    ner_retriever.take_turn(integer), ner_retriever.finish_filling(integer), ner_retriever.forget_trigger_dependencies(integer, oid),
     ner_retriever.take_publications(regclass, regclass), ner_retriever.pause(integer, text),
     ner_retriever.unpause(integer), ner_retriever.embed_batch(integer, integer),
     ner_retriever.embed_claimed(integer, tid[]), ner_retriever.fail(tid, text, text), ner_retriever.compact_queue(),

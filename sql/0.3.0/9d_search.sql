@@ -44,6 +44,7 @@ DECLARE
     rescored text := 'SELECT n.*, n.distance AS ranked_by FROM n';
 BEGIN
     i := ner_retriever.find("table", "column");
+    PERFORM ner_retriever.check_key(i.id);
     PERFORM ner_retriever.check_mentions(i.base, i.key_numbers, i.mentions, i.storage);
     SELECT string_agg(format('m.%I AS k%s', mention_column, "position"), ', ' ORDER BY "position"),
            string_agg(format('n.k%s', "position"), ', ' ORDER BY "position"),

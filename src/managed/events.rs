@@ -5,6 +5,7 @@ use pgrx::pg_sys::{self, AlterTableType, Datum, Node, NodeTag, Oid, RangeVar};
 use pgrx::prelude::*;
 
 use super::extension::is_installed;
+use super::role::{as_superuser, owns};
 use crate::errors::Error;
 
 #[unsafe(no_mangle)]
@@ -112,12 +113,13 @@ impl Statement {
     }
 
     fn follow(&self) -> Result<(), Error> {
-        if !is_installed() {
+        // Nothing of somebody else's table is touched for a statement that is about to be refused.
+        if !is_installed() || !owns(self.table) {
             return Ok(());
         }
         let call = |function: &str| {
             let sql = format!("SELECT ner_retriever.{function}($1)");
-            Spi::run_with_args(&sql, &[self.table.into()])
+            as_superuser(|| Spi::run_with_args(&sql, &[self.table.into()]))
         };
         if self.is_begin {
             if self.changes_type || self.drops_column {

@@ -4,6 +4,8 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
+use super::role::set_for_now;
+
 /// The queue keeps keys as text; these settings decide how their types are written and read.
 const SETTINGS: [(&CStr, &CStr); 5] = [
     (c"datestyle", c"ISO, YMD"),
@@ -28,19 +30,7 @@ pub fn with_fixed_settings<T>(work: impl FnOnce() -> T) -> T {
     // SAFETY: a level of its own, which `Level` ends.
     let _level = Level(unsafe { pg_sys::NewGUCNestLevel() });
     for (name, value) in SETTINGS {
-        // SAFETY: static strings, of settings that every server has and values that they take.
-        unsafe {
-            pg_sys::set_config_option(
-                name.as_ptr(),
-                value.as_ptr(),
-                pg_sys::GucContext::PGC_USERSET,
-                pg_sys::GucSource::PGC_S_SESSION,
-                pg_sys::GucAction::GUC_ACTION_SAVE,
-                true,
-                0,
-                false,
-            );
-        }
+        set_for_now(name, value);
     }
     work()
 }

@@ -1,6 +1,6 @@
 //! Acting with the rights of a table's owner.
 
-use std::ffi::c_int;
+use std::ffi::{CStr, c_int};
 use std::ptr;
 
 use pgrx::pg_sys::{self, Oid};
@@ -41,6 +41,8 @@ pub fn as_role<T>(role: Oid, work: impl FnOnce() -> T) -> T {
             settings: pg_sys::NewGUCNestLevel(),
         }
     };
+    // The catalogue's policies are for owners; the session may have said that none shall apply.
+    set_for_now(c"row_security", c"on");
     work()
 }
 
@@ -57,6 +59,35 @@ pub fn require_superuser() -> Result<(), Error> {
         Ok(())
     } else {
         Err(Error::WorkerOnly)
+    }
+}
+
+/// Whether the current role may act as the owner of a relation.
+pub fn owns(relation: Oid) -> bool {
+    // SAFETY: look-ups in the catalogue's cache.
+    owner(relation)
+        .is_some_and(|owner| unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), owner) })
+}
+
+/// Runs `work`, which is the extension's own, with a superuser's rights.
+pub fn as_superuser<T>(work: impl FnOnce() -> T) -> T {
+    as_role(pg_sys::BOOTSTRAP_SUPERUSERID.into(), work)
+}
+
+/// Changes a setting until the settings' level ends that is open.
+pub fn set_for_now(name: &CStr, value: &CStr) {
+    // SAFETY: two strings, of a setting that every server has and a value that it takes.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
     }
 }
 

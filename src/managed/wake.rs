@@ -97,6 +97,16 @@ impl WorkerId {
         Some(Self::first_of(Oid::from(database.parse::<u32>().ok()?)))
     }
 
+    /// The worker that such a file is of.
+    pub fn of_lock_file(name: &str) -> Option<Self> {
+        let name = name.strip_prefix("queue-")?.strip_suffix(".lock")?;
+        let (database, number) = name.split_once('-')?;
+        Some(Self {
+            database: Oid::from(database.parse::<u32>().ok()?),
+            number: number.parse().ok()?,
+        })
+    }
+
     /// Has the supervisor start the worker when it can. Word that has been left keeps its age.
     pub fn leave_word(self) {
         if paths::create_runtime_dir().is_ok() {

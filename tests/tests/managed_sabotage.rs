@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use ner_retriever_tests::managed::{run, settle, value};
 use ner_retriever_tests::roles::{create_roles, session};
-use ner_retriever_tests::server::SharedServer;
+use ner_retriever_tests::server::{PATIENCE, SharedServer};
+use ner_retriever_tests::wait::wait_until;
 use postgres::Client;
 
 static SERVER: SharedServer = SharedServer::new("managed-sabotage", &[]);
@@ -115,5 +116,7 @@ fn tables_change_under_the_workers_hands() {
     let left = "select (select count(*) from ner_retriever.pending as p
                         where not exists (select from ner_retriever.managed_index as i where i.id = p.index_id))
                      + (select count(*) from pg_class where relname like 'brief%')";
-    assert_eq!(value::<i64>(&mut client, left), 0);
+    wait_until("nothing is left", PATIENCE, || {
+        value::<i64>(&mut client, left) == 0
+    });
 }

@@ -22,6 +22,7 @@ pub fn begin_or_end(g: &mut Gen, session: usize) {
     let isolation = isolation[g.rng.weighted(weights.into_iter())];
     g.say(session, format!("BEGIN{isolation}"));
     g.sessions[session].block = Some(g.tables.clone());
+    g.sessions[session].serializable = isolation.ends_with("SERIALIZABLE");
     g.sessions[session].statements = 0;
     g.sessions[session].savepoint = None;
 }

@@ -35,13 +35,13 @@ pub fn reindex(g: &mut Gen, session: usize) {
 }
 
 pub fn check(g: &mut Gen, session: usize) {
-    let (_, regclass, column) = arguments(g);
+    let (table, regclass, column) = arguments(g);
     // Versions without the function say so, which is no fault of theirs.
     let sql = format!(
         "SELECT CASE WHEN to_regproc('public.ner_check') IS NOT NULL
          THEN query_to_xml(format('SELECT * FROM public.ner_check(%L, %L)', {regclass}, {column}), false, false, '') END"
     );
-    g.push(session, Action::Managed, sql);
+    g.read(session, Action::Managed, sql, table);
 }
 
 pub fn wait(g: &mut Gen, session: usize) {
@@ -73,7 +73,7 @@ pub fn search(g: &mut Gen, session: usize) {
          WHERE NOT EXISTS (SELECT FROM {from} AS t WHERE {})",
         key.join(" AND ")
     );
-    g.push(session, Action::ManagedNoRows, sql);
+    g.read(session, Action::ManagedNoRows, sql, table);
 }
 
 /// The index goes and comes back, in one transaction or in two.

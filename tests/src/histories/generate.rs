@@ -37,6 +37,7 @@ pub struct Session {
     /// The tables at the start of the transaction block that is open.
     pub block: Option<Vec<Table>>,
     pub statements: usize,
+    pub serializable: bool,
     pub savepoint: Option<Vec<Table>>,
 }
 
@@ -64,6 +65,7 @@ pub fn generate(seed: u64, major: u32, without: &Without) -> History {
         role: *role,
         block: None,
         statements: 0,
+        serializable: false,
         savepoint: None,
     };
     let mut g = Gen {
@@ -143,6 +145,23 @@ impl Gen {
             action,
             sql,
             copy: None,
+            twin: None,
+        });
+    }
+
+    /// A call that reads a table, as the twin then does as well.
+    pub fn read(&mut self, session: usize, action: Action, sql: String, table: usize) {
+        if self.sessions[session].serializable {
+            // What a plan has read counts there, and that of the call is its own.
+            super::blocks::end(self, session);
+        }
+        let twin = Some(format!("SELECT FROM {} LIMIT 0", self.tables[table].q()));
+        self.steps.push(Step {
+            session,
+            action,
+            sql,
+            copy: None,
+            twin,
         });
     }
 
@@ -152,6 +171,7 @@ impl Gen {
             action: Action::Statement,
             sql,
             copy: Some(rows),
+            twin: None,
         });
     }
 

@@ -32,6 +32,8 @@ pub struct Step {
     pub sql: String,
     /// What is sent after `COPY ... FROM STDIN`.
     pub copy: Option<String>,
+    /// What the twin does in place of a call: transactions there must have the same snapshots and locks.
+    pub twin: Option<String>,
 }
 
 /// The roles that sessions log in as.

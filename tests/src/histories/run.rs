@@ -152,7 +152,7 @@ impl Run<'_> {
             return outcome;
         }
         // A transaction's snapshot is that of its first statement.
-        execute(&mut ends.twin, "SELECT");
+        execute(&mut ends.twin, step.twin.as_deref().unwrap_or("SELECT"));
         if step.sql.contains("ner_index") {
             let now = compare::indexed_columns(&mut self.main);
             self.indexed.extend(now);
@@ -194,6 +194,7 @@ impl Run<'_> {
                 action: Action::Statement,
                 sql: "COMMIT".into(),
                 copy: None,
+                twin: None,
             };
             let (main, twin) = self.step(&commit);
             let fault = self.judge(&commit, main.as_ref(), twin.as_ref());
