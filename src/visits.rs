@@ -50,7 +50,9 @@ impl Visits {
         let round = gucs::reconcile_interval().map_or(ROUND, |interval| interval.min(ROUND));
         if promoted || since(self.last_round).is_none_or(|passed| passed >= round) {
             self.last_round = Some(Instant::now());
-            for database in databases() {
+            let databases = databases();
+            forget_others(&databases);
+            for database in databases {
                 let worker = WorkerId::first_of(database);
                 if !worker.is_running() {
                     worker.leave_word();
@@ -60,6 +62,17 @@ impl Visits {
         start_waiting();
         make_way_for_others();
         TICK
+    }
+}
+
+/// Removes the files of databases that are gone.
+fn forget_others(databases: &[Oid]) {
+    let files = fs::read_dir(SOCKET_DIR).into_iter().flatten().flatten();
+    for file in files {
+        let worker = file.file_name().to_str().and_then(WorkerId::of_lock_file);
+        if let Some(worker) = worker.filter(|worker| !databases.contains(&worker.database)) {
+            worker.forget();
+        }
     }
 }
 

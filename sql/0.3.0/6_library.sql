@@ -104,14 +104,17 @@ AS 'MODULE_PATHNAME', 'ner_forget_trigger_dependency_wrapper';
 COMMENT ON FUNCTION ner_retriever.forget_trigger_dependency(oid, oid) IS
 'Has a trigger no longer dropped together with a table';
 
-CREATE FUNCTION ner_retriever.target(index_id integer, OUT owner oid, OUT width integer)
+CREATE FUNCTION ner_retriever.target(index_id integer, OUT owner oid, OUT width integer, OUT is_whole boolean)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT c.relowner, cardinality(i.key_numbers) FROM ner_retriever.managed_index AS i
+    SELECT c.relowner, cardinality(i.key_numbers), i.memory IS NOT NULL
+        AND ner_retriever.key_index(i.base, i.key_numbers) IS NOT NULL AND EXISTS (
+            SELECT FROM pg_index AS x WHERE x.indrelid = i.memory AND x.indisprimary AND x.indisvalid)
+    FROM ner_retriever.managed_index AS i
     JOIN pg_class AS c ON c.oid = i.base WHERE i.id = target.index_id;
 END;
 COMMENT ON FUNCTION ner_retriever.target(integer) IS
-'The owner of an index''s table and the width of its key';
+'The owner of an index''s table, the width of its key, and whether the index has all that it needs';
 
 -- Names are in the database's encoding, which the library does not convert.
 CREATE FUNCTION ner_retriever.run_statement(statement text, has_value boolean, OUT value bigint, OUT processed bigint)

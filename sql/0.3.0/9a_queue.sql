@@ -494,6 +494,9 @@ AS $$
 DECLARE
     i record;
 BEGIN
+    IF ner_retriever.is_known_place() THEN
+        RETURN;
+    END IF;
     DELETE FROM ner_retriever.pending WHERE index_id NOT IN (SELECT m.id FROM ner_retriever.managed_index AS m);
     DELETE FROM ner_retriever.failed_row WHERE index_id NOT IN (SELECT m.id FROM ner_retriever.managed_index AS m);
     DELETE FROM ner_retriever.turn WHERE index_id NOT IN (SELECT m.id FROM ner_retriever.managed_index AS m)
@@ -501,9 +504,6 @@ BEGIN
     FOR i IN SELECT m.id FROM ner_retriever.managed_index AS m ORDER BY m.id LOOP
         PERFORM ner_retriever.adopt(i.id);
     END LOOP;
-    IF ner_retriever.is_known_place() THEN
-        RETURN;
-    END IF;
     INSERT INTO ner_retriever.pending (index_id)
     SELECT m.id FROM ner_retriever.managed_index AS m WHERE m.mode <> 'manual';
     DELETE FROM ner_retriever.last_place;

@@ -20,7 +20,7 @@ use pgrx::{PgXactCallbackEvent, register_xact_callback};
 use super::extension::is_installed;
 use super::fixed_settings::with_fixed_settings;
 use super::role::as_role;
-use super::rows::embed;
+use super::rows::{embed, is_whole};
 use super::server_bytes::ServerBytes;
 use super::snapshot::ActiveSnapshot;
 use super::wake;
@@ -221,6 +221,10 @@ fn tell(index: i32, changes: Changes) -> Result<(), Error> {
 }
 
 fn embed_now(index: i32, owner: Oid, keys: &[Key]) -> Result<(), Error> {
+    if !as_role(owner, || is_whole(index))? {
+        // Compared when it is: the change itself is nobody's to refuse.
+        return as_role(owner, || enqueue(index, None, 1));
+    }
     for keys in keys.chunks(ROWS) {
         let again = as_role(owner, || embed(index, owner, keys, true))?;
         for number in again {

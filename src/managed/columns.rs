@@ -63,7 +63,23 @@ thread_local! {
     /// By index and by the relation whose trigger fired: the table or a partition of it.
     static CACHE: RefCell<HashMap<(i32, Oid), Rc<Columns>>> = RefCell::default();
     static WATCHING: Cell<bool> = const { Cell::new(false) };
-    static STALE: Cell<bool> = const { Cell::new(false) };
+    /// Also before anything is known.
+    static STALE: Cell<bool> = const { Cell::new(true) };
+}
+
+/// Forgets all if any relation has changed since the last time. Returns whether one has.
+pub fn forget_stale() -> bool {
+    watch();
+    let stale = STALE.replace(false);
+    if stale {
+        CACHE.with_borrow_mut(HashMap::clear);
+    }
+    stale
+}
+
+/// The next time, too, relations count as changed.
+pub fn keep_stale() {
+    STALE.set(true);
 }
 
 /// The columns for a trigger on `relation`; `None` if that is not the index's table, nor a partition of
@@ -79,10 +95,6 @@ pub unsafe fn of_trigger(
     relation: Oid,
     row_type: pg_sys::TupleDesc,
 ) -> Result<Option<Rc<Columns>>, Error> {
-    watch();
-    if STALE.replace(false) {
-        CACHE.with_borrow_mut(HashMap::clear);
-    }
     if let Some(known) = CACHE.with_borrow(|cache| cache.get(&(index, relation)).cloned()) {
         return Ok(Some(known));
     }

@@ -3,6 +3,7 @@
 //! is what SQL cannot do: acting with an owner's rights, embedding rows, collecting what changes, reading
 //! what a statement is, and the workers that drain the queue.
 
+mod before_update;
 mod changes;
 mod columns;
 mod dependencies;

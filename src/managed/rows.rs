@@ -86,6 +86,15 @@ fn target(index: i32) -> Result<Option<(Oid, usize)>, Error> {
     })
 }
 
+/// Whether an index can be written to now: its table has a key, and a restore has loaded what it needs.
+///
+/// # Errors
+/// PostgreSQL's own.
+pub fn is_whole(index: i32) -> Result<bool, Error> {
+    let sql = "SELECT is_whole FROM ner_retriever.target($1)";
+    Ok(Spi::get_one_with_args(sql, &[index.into()])?.unwrap_or(false))
+}
+
 /// A row as it is in the table.
 struct Row {
     /// Among the keys, from 1.

@@ -7,8 +7,9 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::pg_sys::{self, Datum, HeapTuple, Oid};
 use pgrx::prelude::*;
 
+use super::before_update;
 use super::changes::{self, Key};
-use super::columns::{Columns, of_trigger};
+use super::columns::{self, Columns, of_trigger};
 use super::fixed_settings::with_fixed_settings;
 use super::server_bytes::ServerBytes;
 use crate::errors::Error;
@@ -74,6 +75,11 @@ impl Change {
 
     fn handle(&self) -> Result<(), Error> {
         let (index, mode) = self.arguments().ok_or(Error::NotATrigger)?;
+        if columns::forget_stale() && before_update::is_to_come()? {
+            columns::keep_stale();
+            // SAFETY: the pointer is valid while the trigger runs.
+            return unsafe { before_update::enqueue(index, self.0) };
+        }
         // SAFETY: the row type is the relation's.
         let columns = unsafe { of_trigger(index, self.relation(), self.row_type())? };
         // A partition that was detached, a table that was restored without the extension's rows, a trigger

@@ -145,7 +145,7 @@ impl Worker {
     }
 
     fn run(&mut self) {
-        if !transaction(is_installed) {
+        if !transaction(has_work_here) {
             self.works();
             self.leave();
             return;
@@ -173,6 +173,8 @@ impl Worker {
             if self.id.number > 0 {
                 return;
             }
+            // The extension may have been dropped and made again meanwhile.
+            transaction(arrive);
             if others_wait(self.id) || busy.elapsed() > PATIENCE {
                 // What came after that look finds no socket, and starts another worker.
                 if !transaction(anything_waits) {
@@ -312,6 +314,12 @@ fn reload_if_asked() {
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
         }
     }
+}
+
+/// Whether the database has the extension, with the SQL of this version.
+fn has_work_here() -> bool {
+    is_installed()
+        && truth("SELECT pg_catalog.to_regprocedure('ner_retriever.arrive()') IS NOT NULL")
 }
 
 fn has_to_leave() -> bool {

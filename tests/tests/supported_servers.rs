@@ -3,6 +3,7 @@
 
 use ner_retriever_tests::managed::{rows, run, settle, value};
 use ner_retriever_tests::server::{Server, SharedServer};
+use ner_retriever_tests::session::engine_status;
 use postgres::Client;
 
 static SERVER: SharedServer = SharedServer::new("supported-servers", &[]);
@@ -140,11 +141,47 @@ fn updates_take_indexes_with_them() {
         "create extension ner_retriever version '0.1.0' cascade;
          alter extension ner_retriever update to '0.2.0'",
     );
-    // The library is the newest version's: it serves databases whose SQL is not updated yet.
-    make_notes(&mut client);
+    // Version 0.2.0 with an index that it has filled: its library is not at hand, so its tables get what it
+    // would have put there.
+    run(
+        &mut client,
+        "create table note (id int primary key, body text);
+         insert into note values (1, 'Marie Curie worked in Paris.'), (2, 'The Danube flows through Vienna.'),
+             (4, '...'), (5, null);
+         select ner_index('note', 'body');
+         insert into note_body_mentions
+         select n.id, e.entity, e.start_char, e.end_char, e.score, e.embedding, i.fingerprint
+         from ner_retriever.managed_index as i, note as n cross join lateral ner_entity_embeddings(n.body) as e;
+         create index on note_body_mentions using hnsw (embedding halfvec_cosine_ops);
+         delete from ner_retriever.pending;
+         update ner_retriever.managed_index set state = 'ready', rows_total = 4;
+         -- The library is the newest version's: changes are kept until the update.
+         insert into note values (6, 'Oslo lies on a fjord.')",
+    );
+    let waiting = "select count(*) from ner_retriever.pending";
+    assert_eq!(value::<i64>(&mut client, waiting), 1);
+    let mentions = "select id, mention, embedding from note_body_mentions where id <> 6 order by id, start_char";
+    let before = rows(&mut client, mentions);
+    assert_eq!(before.len(), 4);
+    let requests = engine_status(&mut client).requests;
     run(&mut client, "alter extension ner_retriever update");
     let newest = "select installed_version = default_version from pg_available_extensions
                   where name = 'ner_retriever'";
     assert!(value::<bool>(&mut client, newest));
+    settle(&mut client, "note");
+    // What was embedded stays; what waited is embedded, and nothing else.
+    assert_eq!(rows(&mut client, mentions), before);
+    assert_eq!(
+        engine_status(&mut client).requests.unwrap(),
+        requests.unwrap() + 1
+    );
+    assert_eq!(
+        rows(&mut client, "select * from ner_check('note')"),
+        ["(0,0,0)"]
+    );
+    let foreign_keys = "select count(*) from pg_constraint where contype = 'f'";
+    assert_eq!(value::<i64>(&mut client, foreign_keys), 0);
+    let oslo = "select count(*) from note_body_mentions where id = 6 and mention = 'Oslo'";
+    assert_eq!(value::<i64>(&mut client, oslo), 1);
     work_with_notes(&mut client);
 }
