@@ -17,7 +17,7 @@ usage: histories [--hours N | --minutes N] [--seeds FROM..TO] [--seed N] [--keep
   --keep-going        counts on after a difference
   --no-shrink         prints histories that differ as they are
   --without           kinds of statements or groups of them that are left out (tests/src/histories/kinds.rs),
-                      and: settings, event-triggers, replica, isolation, prepared, partition
+                      and: settings, replica, isolation, prepared, partition
   --prelude SQL       runs in the template with the extension: to look past a known fault
   --show              prints the history of a seed and runs nothing";
 

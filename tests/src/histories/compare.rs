@@ -38,6 +38,7 @@ pub fn compare(main: &mut Client, twin: &mut Client, indexed: &[(u32, i16)]) -> 
     for client in [&mut *main, &mut *twin] {
         end_prepared(client);
     }
+    enable_triggers(main);
     if let Some(fault) = contents(main, twin).or_else(|| vanished(main, indexed)) {
         return Some(fault);
     }
@@ -103,6 +104,16 @@ fn end_prepared(client: &mut Client) {
     let sql = "select gid from pg_prepared_xacts where database = current_database() order by gid";
     for gid in query(client, sql).unwrap_or_default() {
         let _ = client.simple_query(&format!("COMMIT PREPARED {}", string(&gid)));
+    }
+}
+
+/// What happened while triggers were off is found when they are on again, or within the hour of
+/// `ner_retriever.reconcile_interval`, which no history has.
+fn enable_triggers(client: &mut Client) {
+    let sql = "select distinct t.tgrelid::regclass from pg_trigger as t join pg_class as c on c.oid = t.tgrelid
+         where t.tgenabled = 'D'";
+    for table in query(client, sql).unwrap_or_default() {
+        let _ = client.simple_query(&format!("ALTER TABLE {table} ENABLE TRIGGER ALL"));
     }
 }
 

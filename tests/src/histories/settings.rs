@@ -4,7 +4,9 @@ use super::generate::Gen;
 use super::history::{Action, Role};
 
 /// For a whole database, whose workers they reach as well. Users' sessions have their own time limits.
-const DATABASE: [(&str, &str, u32); 44] = [
+/// `event_triggers` is not among them: with it a superuser says that renames are nobody's business, and an
+/// index learns of them within the hour of `ner_retriever.reconcile_interval`, which no history has.
+const DATABASE: [(&str, &str, u32); 43] = [
     ("statement_timeout", "'1ms'", 15),
     ("lock_timeout", "'1ms'", 15),
     ("transaction_timeout", "'2ms'", 17),
@@ -44,7 +46,6 @@ const DATABASE: [(&str, &str, u32); 44] = [
     ("plan_cache_mode", "force_custom_plan", 15),
     ("jit_above_cost", "0", 15),
     ("debug_parallel_query", "on", 16),
-    ("event_triggers", "off", 17),
     ("client_min_messages", "debug5", 15),
     ("synchronous_commit", "off", 15),
     ("default_toast_compression", "pglz", 15),
@@ -52,7 +53,7 @@ const DATABASE: [(&str, &str, u32); 44] = [
 ];
 
 /// Names above that only a database should have: a session would be another history with them.
-const NOT_FOR_SESSIONS: [&str; 9] = [
+const NOT_FOR_SESSIONS: [&str; 8] = [
     "statement_timeout",
     "lock_timeout",
     "transaction_timeout",
@@ -60,7 +61,6 @@ const NOT_FOR_SESSIONS: [&str; 9] = [
     "idle_session_timeout",
     "default_transaction_read_only",
     "role",
-    "event_triggers",
     "client_min_messages",
 ];
 
@@ -115,7 +115,7 @@ pub fn of_sessions(g: &mut Gen) {
 fn setting(g: &mut Gen) -> (&'static str, &'static str) {
     loop {
         let (name, value, since) = *g.rng.pick(&DATABASE);
-        if g.major >= since && !(name == "event_triggers" && g.without("event-triggers")) {
+        if g.major >= since {
             return (name, value);
         }
     }
