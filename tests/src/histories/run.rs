@@ -174,6 +174,10 @@ impl Run<'_> {
             Outcome::Done(rows) => {
                 step.action == Action::ManagedNoRows && rows.iter().any(|row| row.starts_with('('))
             }
+            // Versions before 0.3.0 do not have it, which is no fault of theirs.
+            Outcome::Failed { message, .. } if message.starts_with("function public.ner_check") => {
+                false
+            }
             Outcome::Failed { sqlstate, .. } => is_internal(sqlstate),
             Outcome::Lost(_) => true,
         };
