@@ -301,7 +301,7 @@ fn mentions(client: &mut Client, index: &Index) -> Option<Fault> {
              select * from present where key not in (select key from source where poisoned))
          (select 'missing' as what, q.* from (table should except all table counted) as q
           union all select 'too much', q.* from (table counted except all table should) as q)
-         order by 1, 2, 4",
+         order by 2, 4, 1",
         source = rows_cte(index),
         vector = index.vector,
         key = index.mentions_key,
