@@ -2,7 +2,7 @@
 # Downloads, builds and the private server live in one cache folder outside this checkout:
 # NER_RETRIEVER_CACHE, else /var/cache/ner_retriever (root), else ~/.cache/ner_retriever.
 
-.PHONY: help demo test test-15 start stop restart psql engine-path engine-cuda eval report minilm train bench install uninstall build \
+.PHONY: help demo test test-15 soak start stop restart psql engine-path engine-cuda eval report minilm train bench install uninstall build \
 	fmt lint clean distclean
 
 help: ## list the targets
@@ -17,6 +17,9 @@ test: ## run all tests, the last line counts them
 
 test-15: ## run the tests against a server on PostgreSQL 15, which scripts/postgres15.sh installs
 	@scripts/test.sh 15
+
+soak: ## run made-up histories of managed indexes; make soak ARGS='--hours 2' (--help for more)
+	@scripts/soak.sh $(ARGS)
 
 start: ## build, install and start the private server
 	@scripts/install.sh install

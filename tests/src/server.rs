@@ -82,11 +82,23 @@ impl Server {
     }
 
     pub fn connect_as(&self, user: &str, database: &str) -> Client {
+        self.try_connect_with(user, database, "")
+            .expect("the server accepts connections")
+    }
+
+    /// A session with settings that go before those of its role and database, as `-c name=value ...`,
+    /// if the server takes one now.
+    pub fn try_connect_with(
+        &self,
+        user: &str,
+        database: &str,
+        options: &str,
+    ) -> Result<Client, postgres::Error> {
         self.config()
             .user(user)
             .dbname(database)
+            .options(options)
             .connect(NoTls)
-            .expect("the server accepts connections")
     }
 
     fn config(&self) -> Config {
