@@ -123,7 +123,7 @@ BEGIN
         WHERE i.base IN (SELECT h FROM ner_retriever.with_heirs(relation) AS h)
           AND EXISTS (SELECT FROM pg_policy AS p WHERE p.polrelid = g.mentions AND p.polname = 'readers_of_the_text')
     LOOP
-        EXECUTE format('DROP POLICY readers_of_the_text ON %s', ner_retriever.name_of(t.mentions));
+        EXECUTE format('DROP POLICY IF EXISTS readers_of_the_text ON %s', ner_retriever.name_of(t.mentions));
     END LOOP;
 END
 $$;

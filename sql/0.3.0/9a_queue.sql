@@ -66,8 +66,8 @@ CREATE FUNCTION ner_retriever.work(
     after_index integer, max_rows integer, compare_first boolean, OUT index_id integer, OUT rows_done integer
 )
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
--- Longer than anything but a deliberate lock: other tables do not wait for one that is locked.
-SET lock_timeout = '2s'
+-- Shorter than deadlock_timeout: where a worker and a user wait for each other it is the worker that gives way.
+SET lock_timeout = '100ms'
 AS $$
 DECLARE
     i ner_retriever.managed_index;
@@ -232,7 +232,7 @@ COMMENT ON FUNCTION ner_retriever.take_up(integer) IS
 -- locked meanwhile. A table changes its place in a step of its own.
 CREATE FUNCTION ner_retriever.finish_filling(index_id integer)
 RETURNS integer
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     i record;

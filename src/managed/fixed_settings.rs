@@ -7,12 +7,14 @@ use pgrx::pg_sys;
 use super::role::set_for_now;
 
 /// The queue keeps keys as text; these settings decide how their types are written and read.
-const SETTINGS: [(&CStr, &CStr); 5] = [
+const SETTINGS: [(&CStr, &CStr); 6] = [
     (c"datestyle", c"ISO, YMD"),
     (c"intervalstyle", c"postgres"),
     (c"timezone", c"UTC"),
     (c"extra_float_digits", c"1"),
     (c"bytea_output", c"hex"),
+    // Mode `immediate` waits for a worker's moments with a row; a limit of the session's is for its own locks.
+    (c"lock_timeout", c"0"),
 ];
 
 /// Undoes the settings of a level when dropped, also by an error that unwinds.

@@ -36,6 +36,8 @@ const SETTINGS: &[(&CStr, &CStr)] = &[
     (c"idle_in_transaction_session_timeout", c"0"),
     (c"idle_session_timeout", c"0"),
     (c"ner_retriever.request_timeout", c"0"),
+    // Where it and a user wait for each other, its own waits end before anybody looks for a deadlock.
+    (c"deadlock_timeout", c"10s"),
     // Many short statements, which plans for large ones would not be worth their time.
     (c"jit", c"off"),
     (c"max_parallel_workers_per_gather", c"0"),
