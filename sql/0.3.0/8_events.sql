@@ -11,11 +11,17 @@ BEGIN
     SELECT array_agg(objid) INTO dropped FROM pg_event_trigger_dropped_objects()
     WHERE classid = 'pg_class'::regclass AND objsubid = 0 AND object_type = 'table';
     IF dropped IS NOT NULL THEN
-        UPDATE ner_retriever.managed_index
-        SET next_mentions = NULL, next_memory = NULL, next_fingerprint = NULL, next_dims = NULL, state = 'ready'
-        WHERE next_mentions::oid = ANY (dropped) OR next_memory::oid = ANY (dropped);
-        UPDATE ner_retriever.managed_index SET memory = NULL WHERE memory::oid = ANY (dropped);
-        DELETE FROM ner_retriever.managed_index WHERE base::oid = ANY (dropped) OR mentions::oid = ANY (dropped);
+        BEGIN
+            UPDATE ner_retriever.managed_index
+            SET next_mentions = NULL, next_memory = NULL, next_fingerprint = NULL, next_dims = NULL, state = 'ready'
+            WHERE next_mentions::oid = ANY (dropped) OR next_memory::oid = ANY (dropped);
+            UPDATE ner_retriever.managed_index SET memory = NULL
+            WHERE memory::oid = ANY (dropped) AND NOT (base::oid = ANY (dropped) OR mentions::oid = ANY (dropped));
+            DELETE FROM ner_retriever.managed_index WHERE base::oid = ANY (dropped) OR mentions::oid = ANY (dropped);
+        EXCEPTION WHEN serialization_failure THEN
+            -- A worker has changed the row after this transaction began, and finds that the table is gone.
+            PERFORM ner_retriever.wake();
+        END;
     END IF;
     -- The column of the text alone: the mentions go with it, unless it is just changing its type.
     FOR i IN
@@ -186,7 +192,8 @@ BEGIN
             END LOOP;
         END;
         IF changed THEN
-            UPDATE ner_retriever.managed_index SET state = 'filling', pass = 'requested', pass_cursor = NULL WHERE id = i.id;
+            INSERT INTO ner_retriever.pending (index_id) VALUES (i.id);
+            PERFORM ner_retriever.wake();
         END IF;
         FOR t IN
             SELECT g.mentions FROM (VALUES (i.mentions), (i.next_mentions)) AS g (mentions)
@@ -277,6 +284,27 @@ RETURN NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = relation AND t.
 COMMENT ON FUNCTION ner_retriever.is_plain(oid) IS
 'Whether a table of the extension''s has nothing that runs code of its owner''s';
 
+-- Names follow numbers.
+CREATE FUNCTION ner_retriever.follow_names(index_id integer)
+RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    UPDATE ner_retriever.managed_index AS m SET "column" = q."column", key = q.key
+    FROM (
+        SELECT i.id, coalesce(
+            (SELECT a.attname FROM pg_attribute AS a
+             WHERE a.attrelid = i.base AND a.attnum = i.column_number AND NOT a.attisdropped), i."column") AS "column",
+            coalesce(
+            (SELECT array_agg(a.attname ORDER BY u.n) FROM unnest(i.key_numbers) WITH ORDINALITY AS u (number, n)
+             JOIN pg_attribute AS a ON a.attrelid = i.base AND a.attnum = u.number AND NOT a.attisdropped
+             HAVING count(*) = cardinality(i.key_numbers)), i.key) AS key
+        FROM ner_retriever.managed_index AS i WHERE i.id = follow_names.index_id
+    ) AS q
+    WHERE m.id = q.id AND (m."column", m.key) IS DISTINCT FROM (q."column", q.key);
+END;
+COMMENT ON FUNCTION ner_retriever.follow_names(integer) IS
+'Follows columns that have been renamed';
+
 -- Only what runs no code of the old owner's with the rights of the new one.
 CREATE FUNCTION ner_retriever.follow_owner(index_id integer)
 RETURNS void
@@ -320,19 +348,12 @@ BEGIN
           JOIN pg_attribute AS a ON d.classid = 'pg_type'::regclass AND a.atttypid = d.objid
           JOIN ner_retriever.managed_index AS m ON m.base = a.attrelid) AS q;
     FOR i IN SELECT * FROM ner_retriever.indexes_of(altered) LOOP
-        -- Names follow numbers.
-        UPDATE ner_retriever.managed_index AS m
-        SET "column" = coalesce((SELECT a.attname FROM pg_attribute AS a
-                        WHERE a.attrelid = m.base AND a.attnum = m.column_number AND NOT a.attisdropped), m."column"),
-            key = coalesce((SELECT array_agg(a.attname ORDER BY u.n) FROM unnest(m.key_numbers) WITH ORDINALITY AS u (number, n)
-                   JOIN pg_attribute AS a ON a.attrelid = m.base AND a.attnum = u.number AND NOT a.attisdropped
-                   HAVING count(*) = cardinality(m.key_numbers)), m.key)
-        WHERE m.id = i.id AND (m."column", m.key) IS DISTINCT FROM (
-            coalesce((SELECT a.attname FROM pg_attribute AS a
-                      WHERE a.attrelid = m.base AND a.attnum = m.column_number AND NOT a.attisdropped), m."column"),
-            coalesce((SELECT array_agg(a.attname ORDER BY u.n) FROM unnest(m.key_numbers) WITH ORDINALITY AS u (number, n)
-                   JOIN pg_attribute AS a ON a.attrelid = m.base AND a.attnum = u.number AND NOT a.attisdropped
-                   HAVING count(*) = cardinality(m.key_numbers)), m.key));
+        BEGIN
+            PERFORM ner_retriever.follow_names(i.id);
+        EXCEPTION WHEN serialization_failure THEN
+            -- A worker has changed the row after this transaction began, and follows the names itself.
+            NULL;
+        END;
         -- Only what happens to the table itself: whoever gives mentions away has done so on purpose.
         PERFORM ner_retriever.follow_owner(i.id) WHERE i.base::oid = ANY (altered);
         PERFORM ner_retriever.adopt(i.id);

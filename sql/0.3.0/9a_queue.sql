@@ -103,7 +103,7 @@ BEGIN
     IF NOT FOUND THEN
         RETURN 0;
     END IF;
-    PERFORM ner_retriever.follow_owner(index_id);
+    PERFORM ner_retriever.follow_names(index_id), ner_retriever.follow_owner(index_id);
     IF NOT ner_retriever.is_whole(index_id) THEN
         RETURN 0;
     END IF;
@@ -212,7 +212,10 @@ BEGIN
     ELSIF asked THEN
         PERFORM ner_retriever.lock_index(index_id);
         UPDATE ner_retriever.managed_index
-        SET pass = 'requested', pass_cursor = NULL, pass_not_before = NULL WHERE id = index_id;
+        SET pass = 'requested', pass_cursor = NULL, pass_not_before = NULL,
+            -- Its vector index went when the type of a key's column changed, and is built again.
+            state = CASE WHEN ner_retriever.has_vector_index(i.mentions) THEN state ELSE 'filling' END
+        WHERE id = index_id;
     ELSIF i.pass IS NULL AND i.state = 'ready' AND i.mode <> 'manual'
         AND current_setting('ner_retriever.reconcile_interval')::interval > '0'
         AND coalesce(i.reconciled_at, '-infinity') <= now() - current_setting('ner_retriever.reconcile_interval')::interval THEN
@@ -227,6 +230,15 @@ END
 $$;
 COMMENT ON FUNCTION ner_retriever.take_up(integer) IS
 'Begins what takes many steps';
+
+CREATE FUNCTION ner_retriever.has_vector_index(mentions oid)
+RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+RETURN EXISTS (
+    SELECT FROM pg_index AS x JOIN pg_class AS c ON c.oid = x.indexrelid JOIN pg_am AS a ON a.oid = c.relam
+    WHERE x.indrelid = mentions AND a.amname = 'hnsw');
+COMMENT ON FUNCTION ner_retriever.has_vector_index(oid) IS
+'Whether mentions are found through an HNSW index';
 
 -- The index is built when the table is full, which is faster and better than growing it. Only the mentions are
 -- locked meanwhile. A table changes its place in a step of its own.
@@ -248,9 +260,7 @@ BEGIN
         RETURN 0;
     END IF;
     target := coalesce(i.next_mentions, i.mentions);
-    IF NOT EXISTS (SELECT FROM pg_index AS x JOIN pg_class AS c ON c.oid = x.indexrelid
-                   JOIN pg_am AS a ON a.oid = c.relam
-                   WHERE x.indrelid = target AND a.amname = 'hnsw') THEN
+    IF NOT ner_retriever.has_vector_index(target) THEN
         PERFORM ner_retriever.execute_as(i.owner, format(
             'CREATE INDEX ON %s USING hnsw (embedding %s)', ner_retriever.name_of(target),
             ner_retriever.vector_type((i.storage || '_cosine_ops')::name)));
@@ -258,7 +268,10 @@ BEGIN
     END IF;
     IF i.next_mentions IS NOT NULL THEN
         PERFORM ner_retriever.check_dependants(i.mentions);
+        -- Waiting for searches to end, and for nobody else while they wait.
         PERFORM ner_retriever.execute_as(i.owner, format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', ner_retriever.name_of(i.mentions)));
+        PERFORM ner_retriever.execute_as(i.owner, format('LOCK TABLE %s, %s, %s IN ACCESS EXCLUSIVE MODE NOWAIT',
+            ner_retriever.name_of(target), ner_retriever.name_of(i.memory), ner_retriever.name_of(i.next_memory)));
         PERFORM ner_retriever.take_grants(i.mentions, target);
         PERFORM ner_retriever.take_publications(i.mentions, target);
         PERFORM ner_retriever.lock_index(index_id);
@@ -448,11 +461,13 @@ COMMENT ON FUNCTION ner_retriever.has_row(integer, text[]) IS
 '1 if there is a row with this key, 0 if there is none, -1 if it is no key';
 
 -- A row that changes often is in the queue often, but one is as good as many. What a worker had locked when its
--- index was dropped goes, too.
+-- index was dropped goes, too, and an index whose drop could not be followed.
 CREATE FUNCTION ner_retriever.compact_queue()
 RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
+    DELETE FROM ner_retriever.managed_index AS m
+    WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = m.base) OR NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = m.mentions);
     DELETE FROM ner_retriever.pending WHERE ctid = ANY (ARRAY(
         SELECT p.ctid FROM ner_retriever.pending AS p
         WHERE p.index_id NOT IN (SELECT m.id FROM ner_retriever.managed_index AS m) FOR UPDATE OF p SKIP LOCKED));

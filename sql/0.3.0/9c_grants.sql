@@ -2,7 +2,7 @@
 REVOKE EXECUTE ON FUNCTION
     ner_retriever.embed_rows(integer, text[]), ner_retriever.execute_as(oid, text), ner_retriever.count_as(oid, text),
     ner_retriever.depend_on(oid, oid, oid, oid, integer, boolean), ner_retriever.forget_dependency(oid, oid),
-    ner_retriever.follow_owner(integer), ner_retriever.work(integer, integer, boolean),
+    ner_retriever.follow_owner(integer), ner_retriever.follow_names(integer), ner_retriever.work(integer, integer, boolean),
     ner_retriever.work_on(integer, integer, boolean), ner_retriever.is_whole(integer), ner_retriever.take_up(integer),
     ner_retriever.take_turn(integer), ner_retriever.finish_filling(integer),
     ner_retriever.take_publications(regclass, regclass), ner_retriever.pause(integer, text),

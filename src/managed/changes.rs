@@ -23,6 +23,7 @@ use super::role::as_role;
 use super::rows::{embed, is_whole};
 use super::server_bytes::ServerBytes;
 use super::snapshot::ActiveSnapshot;
+use super::subtransaction::unless_in_conflict;
 use super::wake;
 use crate::errors::Error;
 
@@ -226,9 +227,13 @@ fn embed_now(index: i32, owner: Oid, keys: &[Key]) -> Result<(), Error> {
         return as_role(owner, || enqueue(index, None, 1));
     }
     for keys in keys.chunks(ROWS) {
-        let again = as_role(owner, || embed(index, owner, keys, true))?;
+        let attempt = unless_in_conflict(|| as_role(owner, || embed(index, owner, keys, true)));
+        let again = match attempt {
+            Some(again) => again?,
+            None => (1..=i32::try_from(keys.len()).unwrap_or(0)).collect(),
+        };
         for number in again {
-            // Changed by somebody else meanwhile.
+            // Somebody else writes them, or has changed them meanwhile: a worker looks at them again.
             let position = usize::try_from(number - 1).ok();
             if let Some(key) = position.and_then(|at| keys.get(at)) {
                 as_role(owner, || enqueue_one(index, key))?;
