@@ -2,10 +2,6 @@
 //!
 //! What is enqueued is a hint: a worker compares the row's text with what is remembered of it. So nothing is
 //! lost or wrong when more is told than has changed, as by a savepoint that was rolled back.
-#![expect(
-    clippy::result_large_err,
-    reason = "pgrx reports SQLSTATE and hint of an ErrorReport only, not of a box around one"
-)]
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -169,10 +165,9 @@ impl Writable {
     fn new() -> Self {
         // SAFETY: a variable of this process, restored when dropped.
         unsafe {
-            Self(std::mem::replace(
-                &mut *(&raw mut pg_sys::XactReadOnly),
-                false,
-            ))
+            let before = pg_sys::XactReadOnly;
+            pg_sys::XactReadOnly = false;
+            Self(before)
         }
     }
 }
