@@ -2,7 +2,7 @@
 
 -- What is managed, what is known of its rows, what waits and what failed. The first of these tables is the
 -- only one that must outlive a crash and travel in a dump; the others are found again by comparing tables
--- with their memories (9_reconcile.sql), and so are unlogged: they cost no WAL, no publication has them, and
+-- with their memories (9c_reconcile.sql), and so are unlogged: they cost no WAL, no publication has them, and
 -- a crash, a promotion or a restore leaves them empty, which is how a worker knows that it has to compare.
 
 -- Nothing that somebody else has created may take part in what follows.

@@ -142,6 +142,11 @@ DECLARE
     g record;
     p record;
 BEGIN
+    -- All at once, and not at all while somebody drops or builds one of them: waiting for one with another in
+    -- hand, each could wait for the other.
+    EXECUTE format('LOCK TABLE %s IN ROW EXCLUSIVE MODE NOWAIT', (
+        SELECT string_agg(concat_ws(', ', ner_retriever.name_of(o.mentions), ner_retriever.name_of(o.memory)), ', ')
+        FROM ner_retriever.generations(index_id) AS o WHERE o.mentions = ANY (tables)));
     SELECT * INTO g FROM ner_retriever.generations(index_id) AS o WHERE o.mentions = ANY (tables) LIMIT 1;
     p := ner_retriever.pieces(index_id, g.mentions);
     EXECUTE format('INSERT INTO %s (%s) SELECT %s FROM unnest($2) AS n (i) ON CONFLICT DO NOTHING',

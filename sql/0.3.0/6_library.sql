@@ -138,7 +138,7 @@ COMMENT ON FUNCTION ner_retriever.start_worker() IS
 
 -- A table that is empty has nothing to compare. While others use the mentions they are left to a worker.
 CREATE FUNCTION ner_retriever.forget_all(index_id integer)
-RETURNS void
+RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -150,9 +150,10 @@ BEGIN
     WHERE i.id = index_id AND g.relation IS NOT NULL;
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', tables);
     EXECUTE format('TRUNCATE %s', tables);
+    RETURN true;
 EXCEPTION WHEN lock_not_available OR feature_not_supported THEN
-    NULL;
+    RETURN false;
 END
 $$;
 COMMENT ON FUNCTION ner_retriever.forget_all(integer) IS
-'Empties a managed index whose table has been truncated';
+'Empties a managed index whose table has been truncated; false if that is left to a worker';

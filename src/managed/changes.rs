@@ -96,14 +96,14 @@ pub fn add_all(index: i32, owner: Oid) {
     of_index(index, owner, false, Changes::add_all);
 }
 
-/// Empties what is known of a table that has been truncated.
+/// Empties what is known of a table that has been truncated. False if somebody uses it: a worker does it then.
 ///
 /// # Errors
 /// PostgreSQL's own.
-pub fn forget_all(index: i32, owner: Oid) -> Result<(), Error> {
+pub fn forget_all(index: i32, owner: Oid) -> Result<bool, Error> {
     let sql = "SELECT ner_retriever.forget_all($1)";
-    as_role(owner, || Spi::run_with_args(sql, &[index.into()]))?;
-    Ok(())
+    let emptied = as_role(owner, || Spi::get_one_with_args(sql, &[index.into()]))?;
+    Ok(emptied.unwrap_or(false))
 }
 
 fn of_index(index: i32, owner: Oid, immediate: bool, work: impl FnOnce(&mut Changes)) {

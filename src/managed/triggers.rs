@@ -92,9 +92,8 @@ impl Change {
         if event & pg_sys::TRIGGER_EVENT_ROW == 0 {
             return match event & pg_sys::TRIGGER_EVENT_OPMASK {
                 pg_sys::TRIGGER_EVENT_TRUNCATE => {
-                    changes::add_all(index, columns.owner);
-                    if columns.is_whole {
-                        changes::forget_all(index, columns.owner)?;
+                    if !columns.is_whole || !changes::forget_all(index, columns.owner)? {
+                        changes::add_all(index, columns.owner);
                     }
                     Ok(())
                 }
