@@ -67,7 +67,7 @@ CREATE FUNCTION ner_retriever.work(
 )
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 -- Shorter than deadlock_timeout: where a worker and a user wait for each other it is the worker that gives way.
-SET lock_timeout = '100ms'
+SET lock_timeout = '50ms'
 AS $$
 DECLARE
     i ner_retriever.managed_index;

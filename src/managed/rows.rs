@@ -147,8 +147,11 @@ pub fn embed(index: i32, owner: Oid, keys: &[Key], wait: bool) -> Result<Vec<i32
     detect(index, &rows, &mut found)?;
     let mut again = Vec::new();
     let mut ready: Vec<&Row> = Vec::new();
-    for row in rows.iter().filter(|row| !row.is_known) {
+    for row in &rows {
         match &row.hash {
+            // A user does not see what a worker has written of a row that was there until now.
+            None if row.is_known && wait => again.push(row.number),
+            _ if row.is_known => {}
             // Another row had its text and has it no more.
             Some(hash) if !hash.is_empty() && !found.contains_key(hash) => again.push(row.number),
             _ => ready.push(row),

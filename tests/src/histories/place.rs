@@ -30,7 +30,7 @@ const SETTINGS: Settings<'static> = &[
     ("max_connections", "200"),
     ("max_worker_processes", "64"),
     // A worker and a session that wait for each other are told before the session's own limit.
-    ("deadlock_timeout", "100ms"),
+    ("deadlock_timeout", "300ms"),
     // Plans, and with them what SERIALIZABLE refuses, must be the same in both databases.
     ("autovacuum", "off"),
     ("checkpoint_timeout", "1h"),
