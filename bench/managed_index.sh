@@ -6,7 +6,8 @@
 #   3. ner_search over many mentions: its scan's recall against the exact one and latency, storage. The mentions
 #      are those of VECTORS, files that `make eval ARGS='... --embeddings FILE'` wrote, asked for common nouns
 #      as types, where ner_search as a whole is timed as well, or MENTIONS generated ones.
-# usage: managed_index.sh [insert] [backfill] [search]     (default: all)
+#   4. comparing a table of ROWS rows with the memory of its index, when nothing differs.
+# usage: managed_index.sh [insert] [backfill] [search] [reconcile]     (default: all)
 #   scripts/server.sh exec --instance bench -- bench/managed_index.sh
 # It works in a schema of its own, bench, which it drops before and after. Nothing else should run.
 set -euo pipefail
@@ -231,12 +232,44 @@ SQL
   reset
 }
 
+# The memory is filled as a worker would leave it: nothing is embedded.
+reconcile() {
+  sql <<SQL
+SET client_min_messages = warning;
+CREATE SCHEMA bench;
+CREATE TABLE bench.big (id int PRIMARY KEY, body text);
+INSERT INTO bench.big
+SELECT n, 'Text number ' || n || ' of a table that is large, ' || md5(n::text) FROM generate_series(1, ${ROWS:-1000000}) AS n;
+SELECT count(ner_index('bench.big', 'body', mode => 'manual'));
+SELECT count(ner_wait('bench.big', '0 s'));
+DELETE FROM ner_retriever.pending;
+SELECT memory FROM ner_retriever.managed_index WHERE base = 'bench.big'::regclass \gset
+TRUNCATE :memory;
+INSERT INTO :memory SELECT id, substr(sha256(convert_to(body, getdatabaseencoding())), 1, 16) FROM bench.big;
+UPDATE ner_retriever.managed_index SET state = 'ready', pass = 'requested', pass_cursor = NULL WHERE base = 'bench.big'::regclass;
+VACUUM ANALYZE bench.big, :memory;
+\timing on
+\echo ner_check:
+SELECT * FROM ner_check('bench.big');
+\echo the comparison in slices, by a worker:
+DO \$\$ BEGIN
+  WHILE (SELECT pass IS NOT NULL FROM ner_retriever.managed_index WHERE base = 'bench.big'::regclass) LOOP
+    PERFORM ner_retriever.start_worker();
+    PERFORM pg_sleep(0.02);
+    COMMIT;
+  END LOOP;
+END \$\$;
+SQL
+  reset
+}
+
 reset
-for part in ${*:-insert backfill search}; do
+for part in ${*:-insert backfill search reconcile}; do
   case $part in
     insert) insert_latency ;;
     backfill) backfill ;;
     search) search ;;
-    *) echo "usage: managed_index.sh [insert] [backfill] [search]" >&2; exit 2 ;;
+    reconcile) reconcile ;;
+    *) echo "usage: managed_index.sh [insert] [backfill] [search] [reconcile]" >&2; exit 2 ;;
   esac
 done
