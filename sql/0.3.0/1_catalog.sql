@@ -75,11 +75,11 @@ DROP FUNCTION
     ner_retriever.adopt(integer), ner_retriever.after_alter(), ner_retriever.after_drop(), ner_retriever.after_grant(),
     ner_retriever.check_mentions(oid, oid, text), ner_retriever.create_mentions(regclass, name, name[], text, integer),
     ner_retriever.create_triggers(integer), ner_retriever.embed_batch(integer, integer),
-    ner_retriever.embed_claimed(integer, tid[]), ner_retriever.embed_rows(integer, text[]),
+    ner_retriever.embed_claimed(integer, tid[]),
     ner_retriever.fail(tid, text, text), ner_retriever.find(regclass, name), ner_retriever.finish_filling(integer),
     ner_retriever.key_columns(oid, oid), ner_retriever.key_part(text, integer, bigint),
     ner_retriever.lock_tables(integer),
-    ner_retriever.pause(integer, text), ner_retriever.refresh_statement(regclass, text, name),
+    ner_retriever.refresh_statement(regclass, text, name),
     ner_retriever.share_mentions(regclass, name, regclass), ner_retriever.start_filling(integer),
     ner_retriever.start_worker(),
     ner_retriever.statements(integer), ner_retriever.work(integer, integer), ner_retriever.write_statements(integer);

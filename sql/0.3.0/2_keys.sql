@@ -28,6 +28,29 @@ RETURN (SELECT format('%I.%I', n.nspname, c.relname)
 COMMENT ON FUNCTION ner_retriever.name_of(oid) IS
 'A relation with its schema, quoted';
 
+-- Rows that are hidden from their own table's owner would look as if they were gone.
+CREATE FUNCTION ner_retriever.hides_rows(base oid)
+RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+RETURN EXISTS (
+    SELECT FROM pg_class AS c JOIN pg_roles AS r ON r.oid = c.relowner
+    WHERE c.oid = base AND c.relrowsecurity AND c.relforcerowsecurity AND NOT r.rolsuper AND NOT r.rolbypassrls);
+COMMENT ON FUNCTION ner_retriever.hides_rows(oid) IS
+'Whether policies hide rows of a table from its owner';
+
+CREATE OR REPLACE FUNCTION ner_retriever.check_row_security("table" regclass)
+RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF ner_retriever.hides_rows("table") THEN
+        RAISE EXCEPTION 'row-level security of table % is forced on its owner', "table"
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = format('The owner has to read all rows to index them: ALTER TABLE %s NO FORCE ROW LEVEL SECURITY.', "table");
+    END IF;
+END
+$$;
+
 -- The unique index that makes a key of the columns: it has the operators that compare them. None while a
 -- restore has not loaded all rows yet: it makes indexes last, and those of partitioned tables valid last.
 CREATE FUNCTION ner_retriever.key_index(base oid, key_numbers smallint[])

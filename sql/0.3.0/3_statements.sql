@@ -114,6 +114,7 @@ BEGIN
         RETURN;
     END IF;
     alone := n = 1;
+    PERFORM ner_retriever.check_row_security(i.base) FROM ner_retriever.managed_index AS i WHERE i.id = index_id;
     EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE NOWAIT', p.source);
     -- Another row's text that is the same has the same mentions.
     RETURN QUERY EXECUTE format(

@@ -37,46 +37,6 @@ $$;
 COMMENT ON FUNCTION ner_retriever.find(regclass, name) IS
 'The managed index of a table that the current role may read, or an error';
 
-CREATE OR REPLACE FUNCTION ner_retriever.check_table("table" regclass, "column" name)
-RETURNS void
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    c record;
-    category "char";
-BEGIN
-    SELECT relkind, relpersistence INTO c FROM pg_class WHERE oid = "table";
-    IF c.relkind NOT IN ('r', 'p') THEN
-        RAISE EXCEPTION '% is not a table', "table"
-            USING ERRCODE = 'wrong_object_type',
-                  HINT = CASE c.relkind
-                      WHEN 'v' THEN 'Index the table that the view reads.'
-                      WHEN 'm' THEN 'Index the table that the materialized view reads.'
-                      WHEN 'f' THEN 'Foreign rows change without notice: copy them into a table, or index them where they are.'
-                      ELSE 'Name a table.'
-                  END;
-    END IF;
-    PERFORM ner_retriever.check_owner("table");
-    PERFORM ner_retriever.check_row_security("table");
-    IF c.relpersistence = 't' THEN
-        RAISE EXCEPTION 'table % is temporary', "table"
-            USING ERRCODE = 'wrong_object_type',
-                  HINT = 'No other process can read it: store the result of ner_entity_embeddings in a temporary table instead.';
-    END IF;
-    SELECT t.typcategory INTO category
-    FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
-    WHERE a.attrelid = "table" AND a.attname = "column" AND a.attnum > 0 AND NOT a.attisdropped;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'column % of table % does not exist', quote_ident("column"), "table"
-            USING ERRCODE = 'undefined_column';
-    ELSIF category <> 'S' THEN
-        RAISE EXCEPTION 'column % of table % does not hold text', quote_ident("column"), "table"
-            USING ERRCODE = 'datatype_mismatch',
-                  HINT = 'Index a column of type text, varchar or char; a generated column can make one of others.';
-    END IF;
-END
-$$;
-
 CREATE FUNCTION ner_retriever.check_key_columns("table" regclass, key name[])
 RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp

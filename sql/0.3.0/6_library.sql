@@ -76,15 +76,6 @@ COMMENT ON FUNCTION ner_retriever.enqueue(integer, text[], integer) IS
 
 -- What follows is for the worker alone.
 
-CREATE FUNCTION ner_retriever.embed_rows(index_id integer, keys text[])
-RETURNS integer[]
-LANGUAGE c STRICT
-SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres'
-SET timezone = 'UTC' SET extra_float_digits = 1 SET bytea_output = 'hex' SET row_security = on
-AS 'MODULE_PATHNAME', 'ner_embed_rows_wrapper';
-COMMENT ON FUNCTION ner_retriever.embed_rows(integer, text[]) IS
-'Replaces the mentions of rows, with their owner''s rights. Returns which of the keys are to be done again';
-
 CREATE FUNCTION ner_retriever.count_as(owner oid, statement text)
 RETURNS bigint
 LANGUAGE c STRICT
@@ -104,7 +95,7 @@ COMMENT ON FUNCTION ner_retriever.forget_dependency(oid, oid) IS
 CREATE FUNCTION ner_retriever.target(index_id integer, OUT owner oid, OUT width integer, OUT is_whole boolean)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT c.relowner, cardinality(i.key_numbers), i.memory IS NOT NULL
+    SELECT c.relowner, cardinality(i.key_numbers), i.memory IS NOT NULL AND NOT ner_retriever.hides_rows(i.base)
         AND ner_retriever.key_index(i.base, i.key_numbers) IS NOT NULL AND EXISTS (
             SELECT FROM pg_index AS x WHERE x.indrelid = i.memory AND x.indisprimary AND x.indisvalid)
     FROM ner_retriever.managed_index AS i

@@ -1,19 +1,5 @@
 -- What workers do, one step a transaction.
 
-CREATE FUNCTION ner_retriever.pause(index_id integer, message text)
-RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    UPDATE ner_retriever.managed_index AS i
-    SET paused_until = clock_timestamp() + least(power(2, least(i.pauses, 10)), 30) * interval '1 second',
-        pauses = least(i.pauses, 1000) + 1, last_error = message, last_error_at = clock_timestamp()
-    -- Whoever has it locked changes or drops the index.
-    WHERE i.id = (SELECT l.id FROM ner_retriever.managed_index AS l
-                  WHERE l.id = pause.index_id FOR NO KEY UPDATE SKIP LOCKED);
-END;
-COMMENT ON FUNCTION ner_retriever.pause(integer, text) IS
-'Leaves an index alone for a while: at first a second, at most half a minute';
-
 CREATE FUNCTION ner_retriever.unpause(index_id integer)
 RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp
@@ -112,13 +98,13 @@ BEGIN
         RETURN rows_done;
     END IF;
     IF compare_first THEN
-        rows_done := ner_retriever.compare_some(index_id, max_rows);
+        rows_done := ner_retriever.compare_some(index_id);
     END IF;
     IF rows_done = 0 THEN
         rows_done := ner_retriever.embed_batch(index_id, max_rows);
     END IF;
     IF rows_done = 0 THEN
-        rows_done := ner_retriever.compare_some(index_id, max_rows);
+        rows_done := ner_retriever.compare_some(index_id);
     END IF;
     IF rows_done = 0 OR i.state = 'filling' AND i.pass IS NULL THEN
         rows_done := greatest(rows_done, ner_retriever.finish_filling(index_id));

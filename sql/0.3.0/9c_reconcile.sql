@@ -137,7 +137,7 @@ COMMENT ON FUNCTION ner_retriever.compare_slice(integer, text[], integer, intege
 'Enqueues the differences of some rows after a key, and keeps how far that is';
 
 -- The next slice of a comparison that is under way. What nobody waits for takes a fifth of a worker's time.
-CREATE FUNCTION ner_retriever.compare_some(index_id integer, max_rows integer)
+CREATE FUNCTION ner_retriever.compare_some(index_id integer)
 RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -170,7 +170,7 @@ BEGIN
     RETURN 1;
 END
 $$;
-COMMENT ON FUNCTION ner_retriever.compare_some(integer, integer) IS
+COMMENT ON FUNCTION ner_retriever.compare_some(integer) IS
 'One slice of a comparison. Returns whether there was one to do';
 
 -- Failed rows whose rows have gone without notice.

@@ -222,7 +222,7 @@ fn embed_now(index: i32, owner: Oid, keys: &[Key]) -> Result<(), Error> {
         return as_role(owner, || enqueue(index, None, 1));
     }
     for keys in keys.chunks(ROWS) {
-        let attempt = unless_in_conflict(|| as_role(owner, || embed(index, owner, keys, true)));
+        let attempt = unless_in_conflict(|| as_role(owner, || embed(index, keys, true)));
         let again = match attempt {
             Some(again) => again?,
             None => (1..=i32::try_from(keys.len()).unwrap_or(0)).collect(),

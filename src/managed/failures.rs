@@ -1,7 +1,12 @@
 //! A worker that keeps ending is started less and less often, and says why when one works again.
 
+use std::cell::RefCell;
+use std::ffi::{CStr, c_int};
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use pgrx::pg_sys;
+use pgrx::prelude::PgLogLevel;
 
 /// Pauses after the first, second, ... end: one line in the log a minute is enough.
 const PAUSES: [Duration; 3] = [
@@ -34,8 +39,15 @@ impl Failures {
         self.write(count + 1, now() + pause.as_secs(), &message);
     }
 
+    /// Keeps each error of this process from now on: what ends it is the last.
+    pub fn note_errors_of_this_process(self) {
+        OF_THIS_PROCESS.set(Some(self));
+        // SAFETY: a hook of this process, which has no other of this kind.
+        unsafe { pg_sys::emit_log_hook = Some(note_error) };
+    }
+
     /// Keeps why a worker ends.
-    pub fn note(&self, message: &str) {
+    fn note(&self, message: &str) {
         if let Some((count, until, _)) = self.read() {
             self.write(count, until, message);
         }
@@ -66,6 +78,26 @@ impl Failures {
         // Without the file workers start as often as they are asked for.
         let _ = fs::write(&self.file, format!("{count}\n{until}\n{message}\n"));
     }
+}
+
+thread_local! {
+    static OF_THIS_PROCESS: RefCell<Option<Failures>> = const { RefCell::new(None) };
+}
+
+/// PostgreSQL calls this for each message. It may not fail.
+unsafe extern "C-unwind" fn note_error(error: *mut pg_sys::ErrorData) {
+    // SAFETY: the message lives as long as the call.
+    let message = unsafe {
+        if (*error).elevel < PgLogLevel::ERROR as c_int || (*error).message.is_null() {
+            return;
+        }
+        CStr::from_ptr((*error).message).to_string_lossy()
+    };
+    OF_THIS_PROCESS.with_borrow(|failures| {
+        if let Some(failures) = failures {
+            failures.note(&message);
+        }
+    });
 }
 
 /// Seconds since 1970.

@@ -14,6 +14,7 @@ mod fixed_settings;
 mod progress;
 mod role;
 mod rows;
+mod run_as;
 mod server_bytes;
 mod snapshot;
 mod subtransaction;

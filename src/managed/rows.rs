@@ -40,37 +40,7 @@ fn ner_embed_rows(index: i32, keys: Array<'_, &[u8]>) -> Result<Vec<i32>, ErrorR
         .map(|part| ServerBytes(part.to_vec()))
         .collect();
     let keys: Vec<Key> = parts.chunks(width).map(<[_]>::to_vec).collect();
-    Ok(as_role(owner, || embed(index, owner, &keys, false))?)
-}
-
-/// `ner_retriever.execute_as(oid, text)`
-#[pg_extern]
-fn ner_execute_as(owner: Oid, statement: &[u8]) -> Result<i64, ErrorReport> {
-    let (_, rows) = run_as(owner, statement, false)?;
-    Ok(rows)
-}
-
-/// `ner_retriever.count_as(oid, text)`
-#[pg_extern]
-fn ner_count_as(owner: Oid, statement: &[u8]) -> Result<i64, ErrorReport> {
-    let (value, _) = run_as(owner, statement, true)?;
-    Ok(value.unwrap_or(0))
-}
-
-/// The first value of a query, if it gives a number, and how many rows a statement was about. Names in
-/// it are in the database's encoding.
-fn run_as(owner: Oid, statement: &[u8], has_value: bool) -> Result<(Option<i64>, i64), Error> {
-    require_superuser()?;
-    as_role(owner, || {
-        Spi::connect_mut(|client| {
-            // EXECUTE takes the bytes as they are; the library's strings are UTF-8.
-            let sql = "SELECT value, processed FROM ner_retriever.run_statement($1, $2)";
-            let statement = ServerBytes(statement.to_vec());
-            let arguments = [statement.into(), has_value.into()];
-            let row = client.update(sql, None, &arguments)?.first();
-            Ok((row.get::<i64>(1)?, row.get::<i64>(2)?.unwrap_or(0)))
-        })
-    })
+    Ok(as_role(owner, || embed(index, &keys, false))?)
 }
 
 /// The owner of an index's table, and the number of columns of its key.
@@ -132,8 +102,7 @@ type Found = HashMap<Vec<u8>, Vec<Mention>>;
 ///
 /// # Errors
 /// Those of the engine, `ForeignModel`, and PostgreSQL's own.
-pub fn embed(index: i32, owner: Oid, keys: &[Key], wait: bool) -> Result<Vec<i32>, Error> {
-    debug_assert!(owner != Oid::INVALID);
+pub fn embed(index: i32, keys: &[Key], wait: bool) -> Result<Vec<i32>, Error> {
     let keys: Vec<ServerBytes> = keys.iter().flatten().cloned().collect();
     let index = &Index {
         number: index,

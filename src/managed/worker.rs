@@ -4,8 +4,7 @@
 //! step is a transaction of its own (`ner_retriever.work`), so that a worker that is killed loses
 //! nothing but the time of that step.
 
-use std::cell::RefCell;
-use std::ffi::{CStr, c_int};
+use std::ffi::c_int;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -106,7 +105,7 @@ impl Worker {
         write!(lock, "{}", std::process::id())?;
         if id.number == 0 {
             id.failures().count_start();
-            keep_last_error(id);
+            id.failures().note_errors_of_this_process();
         }
         let mut worker = Self {
             id,
@@ -270,33 +269,6 @@ impl Worker {
             while socket.recv(&mut message).is_ok() {}
         }
     }
-}
-
-thread_local! {
-    static LAST_ERROR_OF: RefCell<Option<WorkerId>> = const { RefCell::new(None) };
-}
-
-/// What ends this process is kept for its successor, which can tell it.
-fn keep_last_error(id: WorkerId) {
-    LAST_ERROR_OF.set(Some(id));
-    // SAFETY: a hook of this process, which has no other of this kind.
-    unsafe { pg_sys::emit_log_hook = Some(note_error) };
-}
-
-/// PostgreSQL calls this for each message. It may not fail.
-unsafe extern "C-unwind" fn note_error(error: *mut pg_sys::ErrorData) {
-    // SAFETY: the message lives as long as the call.
-    let message = unsafe {
-        if (*error).elevel < PgLogLevel::ERROR as c_int || (*error).message.is_null() {
-            return;
-        }
-        CStr::from_ptr((*error).message).to_string_lossy()
-    };
-    LAST_ERROR_OF.with_borrow(|id| {
-        if let Some(id) = id {
-            id.failures().note(&message);
-        }
-    });
 }
 
 /// Runs `work` in a transaction of its own.

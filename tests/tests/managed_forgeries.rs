@@ -54,7 +54,7 @@ fn internal_functions_are_the_workers() {
         ("work_on", "1, 10, true"),
         ("take_up", "1"),
         ("take_turn", "1"),
-        ("compare_some", "1, 10"),
+        ("compare_some", "1"),
         ("before_column_change", "1259"),
         ("before_type_change", "1259"),
         ("after_column_change", "1259"),

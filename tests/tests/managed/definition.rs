@@ -263,10 +263,14 @@ fn renames_are_followed_and_drops_leave_nothing() {
     );
     run(&mut client, "drop schema other cascade");
     let left = "select (select count(*) from ner_retriever.managed_index)
-                     + (select count(*) from ner_retriever.pending)
-                     + (select count(*) from pg_class where relname like '%mentions')
+                     + (select count(*) from pg_class where relname like '%mentions' or relname like 'memory%')
                      + (select count(*) from pg_trigger where tgname like 'ner_retriever%')";
     assert_eq!(value::<i64>(&mut client, left), 0);
+    // What a worker had in hand just then goes when it looks up.
+    let waiting = "select count(*) from ner_retriever.pending";
+    wait_until("the queue is empty", PATIENCE, || {
+        value::<i64>(&mut client, waiting) == 0
+    });
 }
 
 #[test]
